@@ -1,0 +1,14 @@
+FROM python:3.12-slim
+
+WORKDIR /app
+# README.md* and not README.md: the build needs it only if pyproject.toml names it.
+COPY pyproject.toml LICENSE README.md* ./
+COPY celery_defer celery_defer
+RUN pip install --no-cache-dir ".[postgresql,flower]"
+COPY examples examples
+
+RUN useradd --create-home shop
+USER shop
+
+# Compose says which of worker, beat and flower this is.
+CMD ["celery", "-A", "examples.shop", "worker", "--loglevel", "INFO"]

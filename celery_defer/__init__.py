@@ -1,0 +1,56 @@
+"""Durable steps, ``defer()`` and more for Celery tasks."""
+
+from celery_defer.durable import Durable
+from celery_defer.engine.current import ReplayFilter, current_run
+from celery_defer.engine.steps import step
+from celery_defer.errors import (
+    ConfigError,
+    CrashLoopError,
+    DurableError,
+    InvalidExpressionError,
+    InvokeTimeoutError,
+    LimitExceededError,
+    NestedStepError,
+    NonRetriableError,
+    NotInRunError,
+    PayloadError,
+    RetryAfterError,
+    RunCancelledError,
+    SchemaError,
+    StepError,
+    StepTimeoutError,
+    UnknownRunError,
+)
+from celery_defer.words.records import DeferralRecord, ParentRef, Run, Step
+from celery_defer.worker.deferring import Deferral, defer
+from celery_defer.worker.registration import shared as shared_durable_task
+
+__all__ = [
+    "ConfigError",
+    "CrashLoopError",
+    "Deferral",
+    "DeferralRecord",
+    "Durable",
+    "DurableError",
+    "InvalidExpressionError",
+    "InvokeTimeoutError",
+    "LimitExceededError",
+    "NestedStepError",
+    "NonRetriableError",
+    "NotInRunError",
+    "ParentRef",
+    "PayloadError",
+    "ReplayFilter",
+    "RetryAfterError",
+    "Run",
+    "RunCancelledError",
+    "SchemaError",
+    "Step",
+    "StepError",
+    "StepTimeoutError",
+    "UnknownRunError",
+    "current_run",
+    "defer",
+    "shared_durable_task",
+    "step",
+]

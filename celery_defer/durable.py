@@ -1,0 +1,307 @@
+"""``Durable(app)``: the one place that wires everything."""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import binascii
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from celery import signals
+
+from celery_defer.engine.cancelling import cancel
+from celery_defer.engine.ports import Outgoing
+from celery_defer.errors import ConfigError, UnknownRunError
+from celery_defer.store import schema
+from celery_defer.words.durations import moment
+from celery_defer.worker import flags
+from celery_defer.worker.config import Config
+from celery_defer.worker.host import Host
+from celery_defer.worker.registration import composed, register, shared
+from celery_defer.worker.reading import RunPage, page_of, run_of
+from celery_defer.worker.sweeper import EventsStep, Sweeper, SweeperStep
+from celery_defer.worker.task import after_task
+
+if TYPE_CHECKING:
+    from celery_defer.store import Store
+    from celery_defer.words.records import Run
+    from celery_defer.words.settings import Settings
+
+
+class Durable:
+    """Durable tasks for a Celery application.
+
+    Nothing is read from the configuration and nothing is opened before the first use.
+
+    Args:
+        app: The application, or None to give it to `init_app` later.
+
+    Example:
+        ``durable = Durable(app)``
+    """
+
+    def __init__(self, app: Any = None) -> None:
+        self.app: Any = None
+        self._config: Config | None = None
+        self._host: Host | None = None
+        self._checked = False
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Any) -> None:
+        """Attach to an application.
+
+        Args:
+            app: The application.
+
+        Raises:
+            ConfigError: It has another ``Durable`` already.
+        """
+        if getattr(app, "durable", self) is not self:
+            reason = f"application {app.main!r} has a Durable already: use app.durable"
+            raise ConfigError(reason)
+        self.app = app
+        app.durable = self
+        app.steps["worker"].add(SweeperStep)
+        app.steps["consumer"].add(EventsStep)
+
+    def task(self, *args: Any, **options: Any) -> Any:
+        """Make a function a durable task; with or without options.
+
+        Args:
+            args: The function, if used without parentheses.
+            options: What ``app.task`` takes, plus ``retries`` (4), ``retry_backoff`` (1 s, doubling),
+                ``retry_backoff_max`` (600 s) and ``retry_jitter`` (full), which hold for each step and for each
+                piece of the body between steps.
+
+        Raises:
+            ConfigError: An option isn't known or its value can't be used.
+        """
+        if self.app is None:
+            return shared(*args, owner=self, **options)
+        return register(self, *args, **options)
+
+    def base_for(self, task_class: Any) -> Any:
+        """Return a task class for ``@app.task(base=…)`` that makes tasks durable and keeps the user's own base.
+
+        Args:
+            task_class: A subclass of ``celery.Task``.
+        """
+        return composed(self, task_class)
+
+    @property
+    def config(self) -> Config:
+        """The checked configuration; read at the first use."""
+        if self._config is None:
+            if self.app is None:
+                reason = "this Durable has no application yet: call init_app(app) first"
+                raise ConfigError(reason)
+            self._config = Config(self.app)
+        return self._config
+
+    @property
+    def settings(self) -> Settings:
+        """The checked settings."""
+        return self.config.settings
+
+    @property
+    def host(self) -> Host:
+        """Celery's side of this process."""
+        if self._host is None:
+            self._host = Host(self.app, self.config.store(), self.settings)
+        return self._host
+
+    @property
+    def store(self) -> Store:
+        """The store, its tables checked once per process.
+
+        Raises:
+            SchemaError: The tables can't be used, or the database can't be reached.
+        """
+        store = self.host.store
+        if not self._checked:
+            schema.require(store)
+            self._checked = True
+        return store
+
+    def prepare(self) -> None:
+        """Bring the tables up to date at the start of a worker or beat, or check them if that is switched off.
+
+        Raises:
+            SchemaError: The tables can't be used, or the database can't be reached.
+        """
+        if self.config.auto_migrate:
+            schema.migrate(self.host.store)
+        else:
+            schema.require(self.host.store)
+        self._checked = True
+
+    def migrate(self) -> bool:
+        """Bring the tables up to date.
+
+        Of many processes that try at once, one does it and all succeed; one that fails leaves them as they were.
+
+        Returns:
+            Whether anything was changed.
+
+        Raises:
+            SchemaError: The tables are newer than this code, or the database can't be reached.
+        """
+        return schema.migrate(self.host.store)
+
+    def get_run(self, run_id: str) -> Run:
+        """Return a run with its steps, deferrals and children.
+
+        Args:
+            run_id: The Celery task id.
+
+        Raises:
+            UnknownRunError: There is no such row; a called run has one from its first delivery on.
+        """
+        store = self.store
+        with store.autocommit() as connection:
+            row = store.listing.get(connection, run_id)
+            if row is None:
+                reason = (
+                    f"run {run_id} can't be found: a called run has a row from its first delivery to a worker on,"
+                    " finished ones are pruned after defer_retention"
+                )
+                raise UnknownRunError(reason)
+            history = store.steps.history(connection, run_id)
+            children = store.listing.children(connection, run_id)
+        return run_of(row, self.app, history, children)
+
+    def list_runs(  # noqa: PLR0913 - a query has many conditions
+        self,
+        *,
+        state: str | None = None,
+        task: str | None = None,
+        parent_id: str | None = None,
+        root_id: str | None = None,
+        created_after: datetime | str | None = None,
+        created_before: datetime | str | None = None,
+        include_deferred: bool = False,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> RunPage:
+        """Return runs, newest first, without their steps.
+
+        Args:
+            state: Only runs in this state.
+            task: Only runs of the task with this name.
+            parent_id: Only runs that this run deferred (then ``include_deferred`` needn't be given).
+            root_id: Only runs of this line.
+            created_after: Only younger ones; an aware datetime or ISO-8601 text with an offset.
+            created_before: Only older ones.
+            include_deferred: Also runs that a deferral started.
+            limit: How many at most.
+            cursor: The ``cursor`` of the page before.
+
+        Returns:
+            A list whose ``cursor`` asks for the next page, None at the end.
+
+        Raises:
+            ValueError: A time or the cursor can't be read.
+        """
+        store = self.store
+        with store.autocommit() as connection:
+            rows = store.listing.page(
+                connection,
+                equal={"state": state, "task": task, "parent_id": parent_id, "root_id": root_id},
+                created_after=None if created_after is None else moment(created_after),
+                created_before=None if created_before is None else moment(created_before),
+                include_deferred=include_deferred or parent_id is not None,
+                limit=limit + 1,
+                before=None if cursor is None else _opened(cursor),
+            )
+        more = _closed(rows[limit - 1]) if len(rows) > limit else None
+        return page_of(rows[:limit], self.app, more)
+
+    def cancel(self, run_id: str) -> None:
+        """Cancel a run.
+
+        Pending and waiting runs end at once; a running one before its next step, or when it returns. A run that is
+        over stays as it is. Its ``finish`` and ``cancel`` deferrals start.
+
+        Args:
+            run_id: Which run.
+
+        Raises:
+            UnknownRunError: There is no such row; a called run has one from its first delivery on: before that,
+                ``AsyncResult(run_id).revoke()`` it.
+        """
+        self.host.publish(cancel(self.store, run_id))
+
+    def abort(self, run_id: str, deferral_id: str) -> None:
+        """Take a deferral back from outside of its run.
+
+        Before its dispatch it never runs; after it, its run is cancelled. Again changes nothing.
+
+        Args:
+            run_id: The run that deferred.
+            deferral_id: The deferral's id.
+
+        Raises:
+            UnknownRunError: The run has no such deferral.
+        """
+        store = self.store
+        with store.transaction() as connection:
+            found = store.deferrals.abort(connection, run_id, [deferral_id])
+        if not found:
+            reason = f"run {run_id} has no recorded deferral {deferral_id!r}: look at get_run({run_id!r}).deferrals"
+            raise UnknownRunError(reason)
+        outgoing = [cancel(store, row["child_id"]) for row in found if row["state"] == "dispatched" and row["durable"]]
+        for each in outgoing:
+            self.host.publish(each)
+
+
+def _closed(row: Any) -> str:
+    return base64.urlsafe_b64encode(json.dumps([row["created_at"].isoformat(), row["id"]]).encode()).decode()
+
+
+def _opened(cursor: str) -> tuple[datetime, str]:
+    try:
+        at, run_id = json.loads(base64.urlsafe_b64decode(cursor))
+        return datetime.fromisoformat(at).astimezone(UTC), run_id
+    except (binascii.Error, ValueError, TypeError) as error:
+        reason = f"the cursor {cursor!r:.60} can't be read: give the one of the page before"
+        raise ValueError(reason) from error
+
+
+def _durable(app: Any) -> Durable | None:
+    return getattr(app, "durable", None)
+
+
+def _beat_started(sender: Any, **_kwargs: Any) -> None:
+    durable = _durable(sender.app)
+    if durable is not None:
+        durable.prepare()
+        sweeper = Sweeper(durable.host)
+        sweeper.start()
+        atexit.register(sweeper.stop)
+
+
+def _worker_started(sender: Any, **_kwargs: Any) -> None:
+    durable = _durable(sender.app)
+    if durable is not None:
+        durable.prepare()
+
+
+def _stopping(**_kwargs: Any) -> None:
+    flags.stop()
+
+
+def _process_ended(**_kwargs: Any) -> None:
+    for host in list(Host.opened):
+        host.close()
+
+
+signals.task_postrun.connect(after_task, weak=False)
+signals.beat_init.connect(_beat_started, weak=False)
+signals.beat_embedded_init.connect(_beat_started, weak=False)
+signals.celeryd_after_setup.connect(lambda instance, **_: _worker_started(instance), weak=False)
+signals.worker_shutting_down.connect(_stopping, weak=False)
+signals.worker_process_shutdown.connect(_process_ended, weak=False)
+signals.worker_shutdown.connect(_process_ended, weak=False)

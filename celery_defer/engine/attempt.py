@@ -1,0 +1,272 @@
+"""One attempt of a step: run the body, then commit its result, its failure, or the pause before the next go."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from celery_defer.engine.control import LeaseLost, Suspend
+from celery_defer.engine.current import stepping
+from celery_defer.engine.execution import Execution, Record
+from celery_defer.engine.failure import describe, dumps, step_error
+from celery_defer.engine.ports import Outgoing
+from celery_defer.errors import (
+    LimitExceededError,
+    NonRetriableError,
+    PayloadError,
+    RetryAfterError,
+)
+from celery_defer.words import clock
+from celery_defer.words.codec import result_codec
+from celery_defer.words.durations import retry_after
+from celery_defer.words.states import StepKind, StepState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Connection
+
+    from celery_defer.words.codec import Codec
+    from celery_defer.words.settings import RetryPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Overrides for one step.
+
+    Attributes:
+        retries: Attempts after the first, or None for the task's.
+        timeout: Seconds that the body may take, or None.
+        codec: How the result is written and read, or None to go by the function's annotation.
+    """
+
+    retries: int | None = None
+    timeout: float | None = None
+    codec: Codec | None = None
+
+
+class _RollBackError(Exception):
+    """Ends a step's transaction without its writes."""
+
+
+class _KeptRecordError(_RollBackError):
+    """The step has a record already, or the run is another execution's."""
+
+
+class _UnwritableError(_RollBackError):
+    """The body's result can't be recorded.
+
+    Args:
+        error: What the step fails with.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class Attempt:
+    """A step that has no record yet, in one execution.
+
+    Args:
+        execution: The execution.
+        key: The step's key.
+        kind: What the record is made by.
+        fn: The user's function.
+        options: Overrides.
+    """
+
+    def __init__(self, execution: Execution, key: str, kind: StepKind, fn: Callable[..., Any], options: Options) -> None:
+        self._execution, self._key, self._kind, self._fn, self._options = execution, key, kind, fn, options
+        self._codec = options.codec or result_codec(fn)
+        self._number = len(execution.waits.get(key, ()))
+        self._began = clock.monotonic()
+
+    def run(self, call: Callable[[], Any]) -> Any:
+        """Run the body and return what a replay will return.
+
+        Args:
+            call: Runs the user's function.
+
+        Raises:
+            StepError: It failed for good.
+            Control: The run leaves the worker.
+        """
+        with self._body():
+            value = call()
+        try:
+            text, value = self._written(value)
+        except _UnwritableError as unwritable:
+            self._record_failure(unwritable.error, unwritable)
+        self._commit(self._row(text, None), Record(StepState.COMPLETED, 0, text, None))
+        return value
+
+    def transaction(self, call: Callable[[Connection], Any]) -> Any:
+        """As `run`, with the user's writes and the record in one commit.
+
+        Args:
+            call: Runs the user's function on the open connection.
+        """
+        execution, store = self._execution, self._execution.host.store
+        text, value, cancelled = "", None, False
+        published: tuple[Outgoing, list[str]] = (Outgoing(), [])
+        try:
+            with self._body(), store.transaction() as connection:
+                text, value = self._written(call(connection))
+                # last, so that a long transaction doesn't hold the run's row against the heartbeat
+                answer = store.steps.record(connection, execution.fence, self._row(text, None))
+                if answer is None or not answer[1]:
+                    raise _KeptRecordError
+                cancelled = answer[0]
+                published = execution.deferrals.write(connection, store, None)
+            # a death here loses nothing: the user's writes and the record are both there
+        except _UnwritableError as unwritable:
+            self._record_failure(unwritable.error, unwritable)
+        except _KeptRecordError:
+            self._settle_doubt(text)
+            return value
+        self._committed(Record(StepState.COMPLETED, execution.position, text, None), *published)
+        execution.cancelled = execution.cancelled or cancelled
+        return value
+
+    @contextmanager
+    def _body(self) -> Iterator[None]:
+        execution = self._execution
+        mark = execution.deferrals.mark()
+        token = stepping.set((self._key, self._number))
+        try:
+            yield
+        except (_RollBackError, *execution.policy.passed):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a step raises is its failure
+            execution.deferrals.drop(mark)
+            stepping.reset(token)
+            token = None
+            self._failed(error)
+        finally:
+            if token is not None:
+                stepping.reset(token)
+
+    def _written(self, value: Any) -> tuple[str, Any]:
+        limit = self._execution.host.settings.limits.step_bytes
+        where = f"step {self._key!r} of run {self._execution.fence.run_id}"
+        try:
+            text = self._codec.dump(value)
+            value = self._codec.load(text)
+        except PayloadError as error:
+            raise _UnwritableError(PayloadError(f"{where}: {error}")) from error
+        size = len(text) if text.isascii() else len(text.encode())
+        if size > limit:
+            reason = (
+                f"{where} returned a value of {size} bytes; the limit is {limit} (defer_max_step_bytes):"
+                " store it elsewhere and return its key"
+            )
+            raise _UnwritableError(LimitExceededError(reason))
+        return text, value
+
+    def _failed(self, error: Exception) -> None:
+        policy = self._execution.policy
+        retries = policy.retries if self._options.retries is None else self._options.retries
+        final = isinstance(error, (NonRetriableError, *policy.never)) or self._number >= retries
+        if final:
+            self._record_failure(error, error)
+        wake = pause(policy, error, self._number)
+        suspension = Suspend("retry", self._key, self._number, wake, error=describe(error), cause=error)
+        self._execution.leave(suspension)
+
+    def _record_failure(self, error: Exception, cause: BaseException) -> NoReturn:
+        description = describe(error)
+        self._commit(self._row(None, description), Record(StepState.FAILED, 0, None, dumps(description)))
+        raise step_error(self._key, description) from cause
+
+    def _row(self, text: str | None, description: dict[str, Any] | None) -> dict[str, Any]:
+        return {
+            "step_id": self._key,
+            "kind": str(self._kind),
+            "state": str(StepState.COMPLETED if description is None else StepState.FAILED),
+            "position": self._execution.position,
+            "attempts": self._number + 1,
+            "result": text,
+            "error": None if description is None else dumps(description),
+            "began": self._began - clock.monotonic(),
+        }
+
+    def _commit(self, row: dict[str, Any], record: Record) -> None:
+        """Write the record, with the buffered deferrals if there are any; a death after it loses nothing."""
+        execution, store = self._execution, self._execution.host.store
+        record.position = execution.position
+        published: tuple[Outgoing, list[str]] = (Outgoing(), [])
+
+        def write() -> tuple[bool, bool] | None:
+            nonlocal published
+            if not execution.deferrals:
+                with store.autocommit() as connection:
+                    return store.steps.record(connection, execution.fence, row)
+            with store.transaction() as connection:
+                answer = store.steps.record(connection, execution.fence, row)
+                if answer is not None:
+                    published = execution.deferrals.write(connection, store, None)
+                return answer
+
+        answer = execution.persist(write)
+        if answer is None or not answer[1]:
+            self._settle_doubt(record.result)
+            return
+        self._committed(record, *published)
+        execution.cancelled = execution.cancelled or answer[0]
+
+    def _committed(self, record: Record, outgoing: Outgoing, stale: list[str]) -> None:
+        execution = self._execution
+        execution.deferrals.written()
+        execution.publish(outgoing)
+        execution.drop_runs(stale)
+        execution.added(self._key, record)
+
+    def _settle_doubt(self, text: str | None) -> None:
+        """The statement added nothing: our own commit whose answer was lost, or another owner (I1, I2)."""
+        execution, store = self._execution, self._execution.host.store
+
+        def find() -> Any:
+            with store.autocommit() as connection:
+                return store.steps.find(connection, execution.fence.run_id, self._key)
+
+        found = execution.persist(find)
+        if found is None or found["epoch"] != execution.fence.epoch or found["result"] != text:
+            execution.leave(LeaseLost())
+        known = Record(found["state"], execution.position, found["result"], found["error"])
+        self._committed(known, Outgoing(), [])
+
+
+def pause(policy: RetryPolicy, error: Exception, attempt: int) -> Any:
+    """Return the seconds, or the time, until the next attempt.
+
+    Args:
+        policy: The retry policy.
+        error: What the last attempt raised.
+        attempt: Its number, from 0.
+    """
+    if isinstance(error, RetryAfterError):
+        try:
+            return retry_after(error.delay)
+        except (ValueError, TypeError) as wrong:
+            reason = f"RetryAfterError has a delay that can't be used: {wrong}"
+            raise NonRetriableError(reason) from error
+    return policy.pause(attempt)
+
+
+def replay(record: Record, key: str, codec: Codec) -> Any:
+    """Answer a step from its record.
+
+    Args:
+        record: The record.
+        key: The step's key.
+        codec: How its result is read.
+
+    Raises:
+        StepError: The record says that it failed.
+    """
+    if record.state == StepState.FAILED:
+        raise step_error(key, json.loads(record.error or "{}"))
+    return codec.load(record.result or "null")

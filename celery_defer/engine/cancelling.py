@@ -1,0 +1,61 @@
+"""Cancelling from outside: at once where nobody executes, else by a flag that the execution learns of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from celery_defer.engine.deferring import born, dispatch
+from celery_defer.engine.failure import describe, dumps
+from celery_defer.engine.ports import Outgoing
+from celery_defer.errors import RunCancelledError, UnknownRunError
+from celery_defer.words.settings import PUBLISH_GRACE
+from celery_defer.words.states import TERMINAL, RunState
+
+if TYPE_CHECKING:
+    from celery_defer.store import Store
+
+_NO_ROW = (
+    "run {0} can't be found: a called run has a row from its first delivery to a worker on; before that, revoke it"
+    " (AsyncResult({0!r}).revoke()), or set defer_record_calls"
+)
+
+
+def cancel(store: Store, run_id: str, reason: str = "cancelled by request") -> Outgoing:
+    """Cancel a run.
+
+    Pending and waiting runs end at once. A running one learns of it before its next step; a step's record in
+    flight lands. A finished run stays as it is.
+
+    Args:
+        store: The store.
+        run_id: Which run.
+        reason: Why, for its error.
+
+    Returns:
+        What is to be published: deferred runs, and the run itself, whose end a worker announces.
+
+    Raises:
+        UnknownRunError: There is no such row.
+    """
+    error = cancelled_error(run_id, reason)
+    while True:
+        with store.transaction() as connection:
+            row = store.runs.cancel_unowned(connection, run_id, error, PUBLISH_GRACE)
+            if row is not None:
+                children = born(connection, store, row, dispatch(connection, store, run_id, RunState.CANCELLED))
+        if row is not None:
+            return Outgoing([row, *children.runs], children.plain)
+        with store.autocommit() as connection:
+            if store.runs.request_cancel(connection, run_id):
+                return Outgoing()
+            found = store.runs.look(connection, run_id)
+        if found is None:
+            raise UnknownRunError(_NO_ROW.format(run_id))
+        if found["state"] in TERMINAL:
+            return Outgoing()
+        # it has just moved from running to idle or back: look again
+
+
+def cancelled_error(run_id: str, reason: str) -> str:
+    """Return the error of a cancelled run as JSON text."""
+    return dumps(describe(RunCancelledError(f"run {run_id} was {reason}")))

@@ -1,0 +1,295 @@
+"""One execution: the run's records, and the rules of asking for a step, failing it and leaving the body."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from celery_defer.engine.control import Abort, Cancelled, Control, HandOver, LeaseLost, Suspend
+from celery_defer.engine.current import executing, stepping
+from celery_defer.engine.cancelling import cancel
+from celery_defer.engine.deferring import DeferralBook
+from celery_defer.errors import LimitExceededError, NestedStepError, NonRetriableError
+from celery_defer.store import StoreAwayError
+from celery_defer.words import clock
+from celery_defer.words.records import Fence, ParentRef
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from celery_defer.engine.ports import Host, Outgoing
+    from celery_defer.words.settings import RetryPolicy
+
+logger = logging.getLogger("celery_defer.run")
+
+_REORDERED = "the order of steps has changed since they were recorded: each is answered from its record"
+_UNASKED = "the run finished and nobody asked for some of its records: a renamed step has run again"
+BODY = ""  # the step id of a failed go at the body between steps; users' ids are never empty
+LONGEST_ID = 200
+
+
+@dataclass(slots=True)
+class Record:
+    """A recorded step as a replay needs it."""
+
+    state: str
+    position: int
+    result: str | None
+    error: str | None
+
+
+@dataclass(slots=True)
+class Wait:
+    """A recorded wait of a step."""
+
+    kind: str
+    position: int
+    wake_at: Any
+
+
+class Execution:
+    """One delivery of a run to a worker, from its claim to its end or suspension.
+
+    Args:
+        row: The run's row at the claim.
+        history: Rows of `Steps.history`.
+        host: Celery's side.
+        policy: The task's retry policy.
+        claimed_at: The database's clock at the claim.
+        deadline: Until when, by `clock.monotonic`, the lease holds for sure.
+    """
+
+    def __init__(  # noqa: PLR0913 - plain data
+        self,
+        row: Mapping[str, Any],
+        history: Sequence[Mapping[str, Any]],
+        host: Host,
+        policy: RetryPolicy,
+        claimed_at: Any,
+        deadline: float,
+    ) -> None:
+        self.row, self.host, self.policy = row, host, policy
+        self.fence = Fence(row["id"], row["epoch"])
+        self.claimed_at, self.deadline = claimed_at, deadline
+        self.leaving: Control | None = None
+        self.cancelled = bool(row["cancel_requested"])
+        self.final = False  # Celery's own retry() gave up: the body isn't repeated
+        self.event: Callable[[], dict[str, Any]] = dict
+        self.handle: Any = None  # what the floor above needs to speak to Celery about this execution
+        self.records: dict[str, Record] = {}
+        self.waits: dict[str, list[Wait]] = {}
+        self.deferrals = DeferralBook(row, host.settings.limits)
+        self._bytes = 0
+        self._load(history)
+        self._replayable = {key for key, waits in self.waits.items() if key != BODY and waits[-1].kind != "retry"}
+        self._replayable |= self.records.keys()
+        self._asked: set[str] = set()
+        self._latest = -1
+        self._reordered = False
+
+    def _load(self, history: Sequence[Mapping[str, Any]]) -> None:
+        for row in history:
+            match row["source"]:
+                case "step":
+                    self.records[row["id"]] = Record(row["state"], row["position"], row["result"], row["error"])
+                    self._bytes += len(row["result"] or "")
+                case "wait":
+                    self.waits.setdefault(row["id"], []).append(Wait(row["kind"], row["position"], row["until"]))
+                case _:
+                    self.deferrals.load(row["id"], row["state"])
+
+    @property
+    def parents(self) -> tuple[ParentRef, ...]:
+        """The runs that led to this one by deferring, the nearest first."""
+        return tuple(ParentRef(*parent) for parent in json.loads(self.row["parents"] or "[]"))
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether some records that the claim loaded weren't asked for yet."""
+        return not self._replayable <= self._asked
+
+    @property
+    def position(self) -> int:
+        """How many records the run has: the number of the next."""
+        return len(self.records) + sum(len(waits) for waits in self.waits.values())
+
+    @property
+    def body_failures(self) -> int:
+        """How often the body failed outside of steps."""
+        return len(self.waits.get(BODY, ()))
+
+    @property
+    def body_attempt(self) -> int:
+        """How often the body failed since the run's latest record: each piece between steps has its own budget."""
+        latest = max((record.position for record in self.records.values()), default=-1)
+        sleeps = (wait.position for key in self.waits if key != BODY for wait in self.waits[key])
+        latest = max(latest, *sleeps, -1)
+        return sum(wait.position > latest for wait in self.waits.get(BODY, ()))
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Make this the execution of the current context."""
+        token = executing.set(self)
+        inner = stepping.set(None)
+        try:
+            yield
+        finally:
+            stepping.reset(inner)
+            executing.reset(token)
+
+    def ask(self, step_id: str) -> str:
+        """Begin a step call: check that it is allowed and return the key of its record.
+
+        Args:
+            step_id: The user's id.
+
+        Raises:
+            NonRetriableError: The id isn't text, is empty or too long.
+        """
+        if self.leaving is not None:
+            raise self.leaving
+        check_id(step_id)
+        outer = stepping.get()
+        if outer is not None:
+            reason = (
+                f"step {step_id!r} was called inside step {outer[0]!r} of run {self.fence.run_id}:"
+                " call it in the task's body, before or after"
+            )
+            self.leave(Abort(NestedStepError(reason)))
+        key, number = step_id, 1
+        while key in self._asked:
+            number += 1
+            key = f"{step_id}#{number}"
+        self._asked.add(key)
+        self._note_order(key)
+        return key
+
+    def _note_order(self, key: str) -> None:
+        known = self.records.get(key)
+        position = known.position if known else self.waits[key][0].position if key in self.waits else None
+        if position is None:
+            return
+        if position < self._latest and not self._reordered:
+            self._reordered = True
+            logger.warning(_REORDERED, extra={"run_id": self.fence.run_id, "task": self.row["task"], "step": key})
+        self._latest = max(self._latest, position)
+
+    def boundary(self) -> None:
+        """Check, before a body is run that isn't recorded, that this execution may still go on (I2, I9)."""
+        if self.cancelled:
+            self.leave(Cancelled())
+        if self.host.stopping():
+            self.leave(HandOver())
+        if clock.monotonic() > self.deadline:
+            self._confirm()
+        if len(self.records) + len(self.waits) >= self.host.settings.limits.steps:
+            reason = (
+                f"run {self.fence.run_id} has {self.host.settings.limits.steps} steps (defer_max_steps):"
+                " let it start further runs for the rest"
+            )
+            self.leave(Abort(LimitExceededError(reason)))
+
+    def _confirm(self) -> None:
+        # In doubt (this process was stopped or starved), SQL says whether the lease is still ours.
+        store, lease = self.host.store, self.host.settings.lease
+        asked_at = clock.monotonic()
+
+        def renew() -> bool | None:
+            with store.autocommit() as connection:
+                return store.runs.renew(connection, self.fence, lease)
+
+        flag = self.persist(renew, asked_at + lease)
+        if flag is None:
+            self.leave(LeaseLost())
+        self.deadline = asked_at + lease
+        if flag:
+            self.leave(Cancelled())
+
+    def leave(self, control: Control) -> NoReturn:
+        """Leave the body; every later step call raises the same.
+
+        Raises:
+            Control: Always.
+        """
+        self.leaving = control
+        raise control
+
+    def persist(self, attempt: Callable[[], Any], until: float | None = None) -> Any:
+        """Commit something, again while the database is away and the lease holds."""
+        try:
+            return self.host.store.persist(attempt, self.deadline if until is None else until)
+        except StoreAwayError:
+            logger.warning("the database is away: the run is left to whoever finds its lease run out",
+                           extra={"run_id": self.fence.run_id}, exc_info=True)
+            self.leave(LeaseLost())
+
+    def added(self, key: str, record: Record) -> None:
+        """Note a record that was committed.
+
+        Args:
+            key: The step's key.
+            record: What was recorded.
+        """
+        self.records[key] = record
+        self._bytes += len(record.result or "")
+        if self._bytes > self.host.settings.limits.run_bytes:
+            reason = (
+                f"the results of run {self.fence.run_id} have {self._bytes} bytes; the limit is"
+                f" {self.host.settings.limits.run_bytes} (defer_max_run_bytes): store large data elsewhere"
+                " and return its key"
+            )
+            self.leave(Abort(LimitExceededError(reason)))
+
+    def publish(self, outgoing: Outgoing) -> None:
+        """Publish what a commit asked for."""
+        if outgoing:
+            self.host.publish(outgoing)
+
+    def drop_runs(self, run_ids: list[str]) -> None:
+        """Cancel runs whose deferral was taken back after its dispatch."""
+        for run_id in run_ids:
+            self.publish(cancel(self.host.store, run_id))
+
+    def sleep(self, step_id: str, seconds: Callable[[], Any]) -> None:
+        """Suspend until a time that is recorded once.
+
+        Args:
+            step_id: The step's id.
+            seconds: Returns seconds from now or an aware datetime; called if it isn't recorded.
+        """
+        key = self.ask(step_id)
+        known = self.waits.get(key)
+        if known:
+            if known[0].wake_at <= self.claimed_at:
+                return
+            self.leave(Suspend("sleep", key, 0, known[0].wake_at, known=True))
+        self.boundary()
+        wake = seconds()
+        if (wake if isinstance(wake, float) else (wake - clock.utcnow()).total_seconds()) > 0:
+            self.leave(Suspend("sleep", key, 0, wake))
+
+    def note_unasked(self) -> None:
+        """Log the records of a finished run that its body didn't ask for."""
+        unasked = sorted(self._replayable - self._asked)
+        if unasked:
+            logger.warning(_UNASKED, extra={"run_id": self.fence.run_id, "task": self.row["task"], "steps": unasked})
+
+
+def check_id(step_id: Any) -> None:
+    """Refuse what can't be a step's id.
+
+    Args:
+        step_id: What the user gave.
+
+    Raises:
+        NonRetriableError: It isn't text, is empty or too long.
+    """
+    if not isinstance(step_id, str):
+        reason = f"a step id must be text, found {type(step_id).__name__} ({step_id!r:.80}): give each step a name"
+        raise NonRetriableError(reason)
+    if not 0 < len(step_id) <= LONGEST_ID:
+        reason = f"a step id must have 1 to {LONGEST_ID} characters, found {len(step_id)}: shorten {step_id!r:.40}"
+        raise NonRetriableError(reason)

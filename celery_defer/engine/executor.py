@@ -1,0 +1,277 @@
+"""Run the body of a claimed run, decide what that means, write it once, then report.
+
+The order of an end or a suspension: the body is left completely (its ``finally`` blocks are done), then SQL
+commits, then Celery hears of it. So nobody resumes a run whose old execution is still unwinding.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from celery_defer.engine import steps
+from celery_defer.engine.attempt import pause
+from celery_defer.engine.cancelling import cancelled_error
+from celery_defer.engine.control import Abort, Cancelled, Control, HandOver, LeaseLost, Suspend
+from celery_defer.engine.execution import BODY
+from celery_defer.engine.failure import describe, dumps
+from celery_defer.engine.ports import Outgoing
+from celery_defer.errors import (
+    CrashLoopError,
+    LimitExceededError,
+    NonRetriableError,
+    PayloadError,
+    RunCancelledError,
+    StepError,
+)
+from celery_defer.words.settings import PUBLISH_GRACE
+from celery_defer.words.states import RunState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from celery_defer.engine.execution import Execution
+    from celery_defer.words.codec import Codec
+
+logger = logging.getLogger("celery_defer.run")
+
+_MOVE = {RunState.COMPLETED: "complete", RunState.FAILED: "fail", RunState.CANCELLED: "cancel"}
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """The run left the worker, or was never this execution's: there is nothing to announce."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The run is over, and its row says so.
+
+    Attributes:
+        state: ``completed``, ``failed`` or ``cancelled``.
+        result: JSON text of the return value.
+        error: What to raise.
+        outgoing: Deferred runs, to be published once the outcome can be read.
+    """
+
+    state: RunState
+    result: str | None = None
+    error: Exception | None = None
+    outgoing: Outgoing = Outgoing()
+
+
+def execute(execution: Execution, body: Callable[[], Any], codec: Codec) -> Finished | Left:
+    """Run the body and settle what came of it.
+
+    Args:
+        execution: A claimed run.
+        body: Calls the user's function with its arguments.
+        codec: How the return value is written.
+    """
+    executor = _Executor(execution, codec)
+    return executor.settle(executor.run(body))
+
+
+class _Executor:
+    def __init__(self, execution: Execution, codec: Codec) -> None:
+        self._execution, self._codec = execution, codec
+
+    def run(self, body: Callable[[], Any]) -> Any:
+        """Run the body; return its value, the exception that it raised, or how it was left."""
+        execution = self._execution
+        row = execution.row
+        if execution.cancelled:
+            return Cancelled()
+        if row["crashes"] > execution.policy.retries:
+            return Abort(CrashLoopError(row["id"], row["crashes"], execution.policy.retries))
+        steps.at_work.add(id(execution))
+        try:
+            with execution.running():
+                outcome: Any = _Returned(body())
+        except Control as control:
+            outcome = control
+        except Exception as error:  # noqa: BLE001 - whatever the body raises is decided here
+            outcome = error
+        finally:
+            steps.at_work.discard(id(execution))
+        # a body that swallowed the way out is out all the same
+        return outcome if execution.leaving is None else execution.leaving
+
+    def settle(self, outcome: Any) -> Finished | Left:
+        """Commit what an outcome means."""
+        try:
+            match outcome:
+                case _Returned(value):
+                    return self._complete(value)
+                case Suspend():
+                    return self._suspend(outcome)
+                case Cancelled():
+                    return self._cancel()
+                case HandOver():
+                    return self._hand_over()
+                case LeaseLost():
+                    return self._lost()
+                case Abort(error=error):
+                    return self._fail(error)
+                case _:
+                    return self._raised(outcome)
+        except Cancelled:
+            return self._cancel()
+        except LeaseLost:
+            return self._lost()
+
+    def _raised(self, error: Exception) -> Finished | Left:
+        execution = self._execution
+        policy = execution.policy
+        final = (StepError, NonRetriableError, LimitExceededError, *policy.never)
+        if execution.final or isinstance(error, final) or execution.body_attempt >= policy.retries:
+            return self._fail(error)
+        try:
+            wake = pause(policy, error, execution.body_attempt)
+        except NonRetriableError as wrong:
+            return self._fail(wrong)
+        number = execution.body_failures
+        return self._suspend(Suspend("retry", BODY, number, wake, error=describe(error), cause=error))
+
+    def _complete(self, value: Any) -> Finished | Left:
+        execution = self._execution
+        try:
+            text = self._codec.dump(value)
+        except PayloadError as error:
+            reason = f"the return value of run {execution.fence.run_id} ({execution.row['task']}): {error}"
+            return self._fail(PayloadError(reason))
+        limit = execution.host.settings.limits.step_bytes
+        if len(text.encode()) > limit:
+            reason = (
+                f"run {execution.fence.run_id} returned a value of {len(text.encode())} bytes; the limit is {limit}"
+                " (defer_max_step_bytes): store it elsewhere and return its key"
+            )
+            return self._fail(LimitExceededError(reason))
+        outgoing = self._finish(RunState.COMPLETED, text, None)
+        execution.note_unasked()
+        return Finished(RunState.COMPLETED, text, None, outgoing)
+
+    def _fail(self, error: Exception) -> Finished:
+        outgoing = self._finish(RunState.FAILED, None, dumps(describe(error)))
+        return Finished(RunState.FAILED, None, error, outgoing)
+
+    def _cancel(self) -> Finished | Left:
+        run_id = self._execution.fence.run_id
+        try:
+            error = cancelled_error(run_id, "cancelled by request")
+            outgoing = self._finish(RunState.CANCELLED, None, error)
+        except LeaseLost:
+            return self._lost()
+        return Finished(RunState.CANCELLED, None, RunCancelledError(f"run {run_id} was cancelled by request"), outgoing)
+
+    def _finish(self, state: RunState, result: str | None, error: str | None) -> Outgoing:
+        """End the run with its deferrals in one transaction (I4); a death after it is made good by the sweep."""
+        execution = self._execution
+        store, book = execution.host.store, execution.deferrals
+        lease = execution.host.settings.lease
+        published: tuple[Outgoing, list[str]] = (Outgoing(), [])
+
+        def write() -> Any:
+            nonlocal published
+            if not book and not book.recorded:
+                with store.autocommit() as connection:
+                    return store.runs.finish(connection, execution.fence, _MOVE[state], result, error, lease)
+            with store.transaction() as connection:
+                row = store.runs.finish(connection, execution.fence, _MOVE[state], result, error, lease)
+                if row is not None:
+                    published = book.write(connection, store, state)
+                return row
+
+        if execution.persist(write) is None:
+            self._refused(state)
+        execution.drop_runs(published[1])
+        return published[0]
+
+    def _suspend(self, suspension: Suspend) -> Left:
+        execution = self._execution
+        store = execution.host.store
+        execution.host.suspending(execution, suspension)
+        published: tuple[Outgoing, list[str]] = (Outgoing(), [])
+
+        def write() -> Any:
+            nonlocal published
+            with store.transaction() as connection:
+                waiting_for = suspension.waiting_for
+                wake_at = store.runs.suspend(connection, execution.fence, waiting_for, suspension.wake)
+                if wake_at is None:
+                    return None
+                if not suspension.known:
+                    store.waits.add(connection, execution.fence, _wait(execution, suspension, wake_at))
+                if suspension.call is not None:
+                    store.runs.rewrite_call(connection, execution.fence, *suspension.call)
+                if execution.deferrals:
+                    published = execution.deferrals.write(connection, store, None)
+                return wake_at
+            # from here on a death loses nothing: the sweep wakes the run
+
+        wake_at = execution.persist(write)
+        if wake_at is None:
+            self._refused(RunState.WAITING)
+        execution.deferrals.written()
+        execution.publish(published[0])
+        execution.drop_runs(published[1])
+        delay = suspension.wake if isinstance(suspension.wake, float) else None
+        execution.host.arm(execution.fence.run_id, wake_at, delay)
+        return Left()
+
+    def _hand_over(self) -> Left:
+        """Give the run back; what is buffered is dropped, the body will ask for it again."""
+        execution, store = self._execution, self._execution.host.store
+
+        def write() -> Any:
+            with store.autocommit() as connection:
+                return store.runs.hand_over(connection, execution.fence, PUBLISH_GRACE)
+
+        row = execution.persist(write)
+        if row is None:
+            return self._lost()
+        execution.publish(Outgoing([row]))
+        return Left()
+
+    def _refused(self, wanted: RunState) -> None:
+        """A conditional write changed nothing: it is ours already, the run is to be cancelled, or it isn't ours."""
+        execution, store = self._execution, self._execution.host.store
+
+        def look() -> Any:
+            with store.autocommit() as connection:
+                return store.runs.look(connection, execution.fence.run_id)
+
+        found = execution.persist(look)
+        if found is None or found["epoch"] != execution.fence.epoch:
+            raise LeaseLost
+        if found["state"] == wanted and found["owner"] == execution.row["owner"]:
+            return  # the commit had landed, its answer was lost
+        if found["state"] == RunState.RUNNING and found["cancel_requested"]:
+            raise Cancelled
+        raise LeaseLost
+
+    def _lost(self) -> Left:
+        execution = self._execution
+        logger.warning(
+            "this execution has lost its lease: it writes nothing, the run goes on elsewhere",
+            extra={"run_id": execution.fence.run_id, "task": execution.row["task"], "epoch": execution.fence.epoch},
+        )
+        execution.host.restate(execution.fence.run_id)
+        return Left()
+
+
+@dataclass(frozen=True, slots=True)
+class _Returned:
+    value: Any
+
+
+def _wait(execution: Execution, suspension: Suspend, wake_at: Any) -> dict[str, Any]:
+    return {
+        "step_id": suspension.key,
+        "attempt": suspension.attempt,
+        "kind": suspension.waiting_for,
+        "position": execution.position,
+        "error": None if suspension.error is None else dumps(suspension.error),
+        "wake_at": wake_at,
+    }

@@ -1,0 +1,84 @@
+"""What the engine asks of the floor above it, which knows Celery."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from celery_defer.engine.control import Suspend
+    from celery_defer.engine.execution import Execution
+    from celery_defer.store import Store
+    from celery_defer.words.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenCall:
+    """A signature as it was when it was deferred; changing the arguments later changes nothing.
+
+    Attributes:
+        task: The target's task name, or the kind of canvas.
+        durable: Whether the target is a durable task, whose run gets a row.
+        child_id: The id of the run or of the plain task or canvas; always the same for one deferral.
+        delay: Seconds that the signature's countdown asks to wait from the dispatch on.
+        eta: The signature's eta, or None.
+        args: JSON text.
+        kwargs: JSON text.
+        message: JSON text that the floor above publishes from.
+    """
+
+    task: str
+    durable: bool
+    child_id: str
+    delay: float
+    eta: datetime | None
+    args: str
+    kwargs: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """What a commit asks to be published: run rows, and deferral rows of plain targets."""
+
+    runs: Sequence[Mapping[str, Any]] = ()
+    plain: Sequence[Mapping[str, Any]] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.runs or self.plain)
+
+
+class Host(Protocol):
+    """Celery's side of a process. None of these raises because a broker or a result backend is away."""
+
+    @property
+    def store(self) -> Store:
+        """The store."""
+
+    @property
+    def settings(self) -> Settings:
+        """The settings."""
+
+    def stopping(self) -> bool:
+        """Tell whether this worker is shutting down."""
+
+    def publish(self, outgoing: Outgoing) -> None:
+        """Publish what was committed; the sweep does so again for what didn't get out (I5)."""
+
+    def suspending(self, execution: Execution, suspension: Suspend) -> None:
+        """Tell Celery's result backend and events of a suspension that is about to be committed (I3)."""
+
+    def restate(self, run_id: str) -> None:
+        """Write Celery's state anew from the row, after an announcement that turned out wrong (I3)."""
+
+    def arm(self, run_id: str, wake_at: datetime, delay: float | None) -> None:
+        """Wake a waiting run from this process if its time is near; the sweep would be a little late.
+
+        Args:
+            run_id: Which run.
+            wake_at: When, by the database's clock.
+            delay: The seconds from now, if they are known.
+        """

@@ -1,0 +1,206 @@
+"""``step``: what a durable task's body calls."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
+
+from celery_defer.engine.attempt import Attempt, Options, replay
+from celery_defer.engine.calling import call
+from celery_defer.engine.current import executing
+from celery_defer.engine.execution import check_id
+from celery_defer.errors import NotInRunError
+from celery_defer.words import clock
+from celery_defer.words.codec import codec_for, result_codec
+from celery_defer.words.durations import moment, seconds
+from celery_defer.words.states import StepKind
+
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+
+    from sqlalchemy import Connection
+
+    from celery_defer.engine.execution import Execution
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+logger = logging.getLogger("celery_defer.run")
+
+# Executions of this process at work; a step without a run is suspicious then.
+at_work: set[int] = set()
+
+_LOST_CONTEXT = (
+    "a step was called without a run while this worker executes runs: a thread that the body started doesn't see the"
+    " run; start it with contextvars.copy_context().run"
+)
+_LONGEST_SLEEP = 366 * 86400.0
+
+
+class StepRunner:
+    """Runs steps with some options."""
+
+    __slots__ = ("_options",)
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+
+    @overload
+    def run(self, id: str, fn: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+    @overload
+    def run(self, id: str, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+    def run(self, id: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Run ``fn(*args, **kwargs)`` once; its result is committed before the next line runs.
+
+        The record is made exactly once, the body is run at least once: a worker can die after the side effect and
+        before the record, so give `current_run.step_key` to whoever can deduplicate. Failing attempts are repeated
+        by the task's retry policy, the run suspended meanwhile. ``fn`` may be a coroutine function.
+
+        Args:
+            id: The step's name; used again in the same run it gets an index (``fetch``, ``fetch#2``).
+            fn: What to run.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            What a replay will return: the result as JSON through and back, rebuilt to ``fn``'s return annotation.
+
+        Raises:
+            StepError: It failed for good, now or when it was recorded.
+
+        Example:
+            ``charge = step.run("charge", stripe.charge, order.total)``
+        """
+        timeout = self._options.timeout
+        execution = executing.get()
+        if execution is None:
+            _outside(id)
+            return call(fn, args, kwargs, timeout)
+        key = execution.ask(id)
+        known = execution.records.get(key)
+        if known is not None:
+            return replay(known, key, self._options.codec or result_codec(fn))
+        execution.boundary()
+        attempt = Attempt(execution, key, StepKind.RUN, fn, self._options)
+        return attempt.run(lambda: call(fn, args, kwargs, timeout))
+
+    def transaction(
+        self, id: str, fn: Callable[Concatenate[Connection, P], R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """As `run`, but ``fn``'s first argument is a connection of the defer database, in a transaction.
+
+        What ``fn`` writes on it and the step's record commit together: the effects are exactly once, also if the
+        worker is killed at any point. Don't commit or roll back in ``fn``.
+
+        Args:
+            id: The step's name.
+            fn: What to run.
+            args: Its arguments after the connection.
+            kwargs: Its keyword arguments.
+
+        Raises:
+            StepError: It failed for good, now or when it was recorded.
+            NotInRunError: There is no run.
+        """
+        execution = _inside(id, "step.transaction")
+        timeout = self._options.timeout
+        key = execution.ask(id)
+        known = execution.records.get(key)
+        if known is not None:
+            return replay(known, key, self._options.codec or result_codec(fn))
+        execution.boundary()
+        attempt = Attempt(execution, key, StepKind.TRANSACTION, fn, self._options)
+        return attempt.transaction(lambda connection: call(fn, (connection, *args), kwargs, timeout))
+
+
+class StepApi(StepRunner):
+    """The module-level ``step``; it acts on the run that executes in the current context."""
+
+    __slots__ = ()
+
+    def with_options(
+        self, *, retries: int | None = None, timeout: float | str | timedelta | None = None, returns: Any = None
+    ) -> StepRunner:
+        """Return a runner with overrides for one step.
+
+        Args:
+            retries: Attempts after the first, instead of the task's.
+            timeout: How long the body may take. It interrupts coroutine functions everywhere and plain functions on a
+                process's main thread (prefork, solo); elsewhere it is refused.
+            returns: The type that the result is rebuilt to, instead of the function's annotation.
+
+        Raises:
+            ValueError: A value can't be used.
+
+        Example:
+            ``step.with_options(retries=0, timeout="5s").run("ping", ping)``
+        """
+        if retries is not None and (isinstance(retries, bool) or not isinstance(retries, int) or retries < 0):
+            reason = f"retries must be a whole number from 0, found {retries!r}"
+            raise ValueError(reason)
+        limit = None if timeout is None else seconds(timeout)
+        return StepRunner(Options(retries, limit or None, None if returns is None else codec_for(returns)))
+
+    def sleep(self, id: str, duration: float | str | timedelta, /) -> None:
+        """Suspend the run; it holds nothing meanwhile, and a crash doesn't restart the sleep.
+
+        Args:
+            id: The step's name.
+            duration: How long, up to a year; nothing or less goes on at once.
+
+        Raises:
+            ValueError: The duration can't be read or is longer than a year.
+            NotInRunError: There is no run.
+        """
+        execution = _inside(id, "step.sleep")
+        execution.sleep(id, lambda: _checked_sleep(seconds(duration)))
+
+    def sleep_until(self, id: str, when: datetime | str, /) -> None:
+        """Suspend the run until a time.
+
+        Args:
+            id: The step's name.
+            when: An aware datetime, or ISO-8601 text with an offset, at most a year ahead.
+
+        Raises:
+            ValueError: The time can't be read, is naive or further ahead than a year.
+            NotInRunError: There is no run.
+        """
+        execution = _inside(id, "step.sleep_until")
+        execution.sleep(id, lambda: _checked_moment(moment(when)))
+
+
+def _checked_sleep(duration: float) -> float:
+    if duration > _LONGEST_SLEEP:
+        reason = f"a sleep can last a year at most, found {duration:g} seconds: sleep in pieces"
+        raise ValueError(reason)
+    return float(duration)
+
+
+def _checked_moment(when: datetime) -> datetime:
+    _checked_sleep((when - clock.utcnow()).total_seconds())
+    return when
+
+
+def _inside(step_id: str, name: str) -> Execution:
+    execution = executing.get()
+    if execution is None:
+        _outside(step_id)
+        reason = (
+            f"{name}({step_id!r}) was called outside of a run: call it in the body of a durable task that a worker"
+            " executes (a direct call of the task is a plain function call)"
+        )
+        raise NotInRunError(reason)
+    return execution
+
+
+def _outside(step_id: str) -> None:
+    check_id(step_id)
+    if at_work:
+        logger.warning(_LOST_CONTEXT, extra={"step": step_id})
+
+
+step = StepApi(Options())

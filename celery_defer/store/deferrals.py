@@ -1,0 +1,134 @@
+"""Deferrals: recorded with what the run commits next, dispatched with its end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import bindparam, case, null, select, update
+
+from celery_defer.store.sql import after, insert_once, now
+from celery_defer.words.states import DEFERRAL, DeferralState, sources, target
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy import Connection, RowMapping
+
+    from celery_defer.store.tables import Tables
+
+
+class Deferrals:
+    """Statements on deferrals.
+
+    Args:
+        tables: The namespace's tables.
+        dialect: SQLAlchemy's name of the dialect.
+    """
+
+    def __init__(self, tables: Tables, dialect: str) -> None:
+        deferral = tables.deferral
+        self._table = deferral
+        self._add = insert_once(dialect, deferral)
+        recorded = deferral.c.state.in_(sources(DEFERRAL, "dispatch"))
+        of_run = deferral.c.run_id == bindparam("of_run")
+        plain_due = case(
+            (deferral.c.durable, null()),
+            (deferral.c.eta.is_not(null()), deferral.c.eta),
+            (deferral.c.delay > 0, after(deferral.c.delay)),
+            else_=after("grace"),
+        )
+        self._dispatch = (
+            update(deferral)
+            .where(of_run, recorded, deferral.c.start_on.in_(bindparam("outcomes", expanding=True)))
+            .values(state=target(DEFERRAL, "dispatch"), publish_at=plain_due)
+            .returning(deferral)
+        )
+        self._drop = update(deferral).where(of_run, recorded).values(state=target(DEFERRAL, "abort"))
+        listed = deferral.c.deferral_id.in_(bindparam("ids", expanding=True))
+        self._abort = (
+            update(deferral)
+            .where(of_run, listed, deferral.c.state.in_(sources(DEFERRAL, "abort")))
+            .values(state=target(DEFERRAL, "abort"))
+        )
+        self._find = select(deferral).where(of_run, listed)
+        key = (deferral.c.run_id, deferral.c.deferral_id)
+        due = (
+            select(*key)
+            .where(deferral.c.state == DeferralState.DISPATCHED, deferral.c.publish_at <= now())
+            .limit(bindparam("most"))
+            .with_for_update(skip_locked=True)
+            .subquery()
+        )
+        self._publishable = (
+            update(deferral)
+            .where(deferral.c.run_id == due.c.run_id, deferral.c.deferral_id == due.c.deferral_id)
+            .values(publish_at=after("grace"), publishes=deferral.c.publishes + 1)
+            .returning(deferral)
+        )
+        self._published = (
+            update(deferral)
+            .where(deferral.c.child_id.in_(bindparam("ids", expanding=True)))
+            .where(deferral.c.state == DeferralState.DISPATCHED)
+            .values(publish_at=null())
+        )
+
+    def add(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Record deferrals; the first with an id stays.
+
+        Args:
+            connection: The open transaction, in which the fence was checked.
+            rows: Every column that isn't a time; ``due`` is how many seconds from now a plain target is published
+                at the latest, None if it isn't dispatched yet or is durable.
+        """
+        values = [
+            {
+                **{key: row[key] for key in row if key != "due"},
+                "created_at": now(),
+                "publish_at": null() if row["due"] is None else after(row["due"]),
+            }
+            for row in rows
+        ]
+        if values:
+            connection.execute(self._add.values(values))
+
+    def dispatch(
+        self, connection: Connection, run_id: str, outcomes: Sequence[str], grace: float
+    ) -> Sequence[RowMapping]:
+        """Dispatch a final run's recorded deferrals that its outcome starts and abort the others.
+
+        Args:
+            connection: The open transaction that ends the run (I4).
+            run_id: The run that deferred.
+            outcomes: Those values of `When` that the outcome starts.
+            grace: Seconds after which the sweep publishes a plain target if the caller didn't.
+
+        Returns:
+            The dispatched rows.
+        """
+        values = {"of_run": run_id, "outcomes": list(outcomes), "grace": grace}
+        rows = connection.execute(self._dispatch, values).mappings().all()
+        connection.execute(self._drop, {"of_run": run_id})
+        return rows
+
+    def abort(self, connection: Connection, run_id: str, ids: Sequence[str]) -> Sequence[RowMapping]:
+        """Abort deferrals that aren't dispatched.
+
+        Args:
+            connection: The open transaction.
+            run_id: The run that deferred.
+            ids: The deferrals' ids.
+
+        Returns:
+            All of these deferrals as they are now; the run of a dispatched one is the caller's to cancel.
+        """
+        values = {"of_run": run_id, "ids": list(ids)}
+        connection.execute(self._abort, values)
+        return connection.execute(self._find, values).mappings().all()
+
+    def publishable(self, connection: Connection, grace: float, most: int) -> Sequence[RowMapping]:
+        """Take dispatched deferrals of plain targets that are due for publication, for ``grace`` seconds (I5)."""
+        return connection.execute(self._publishable, {"grace": grace, "most": most}).mappings().all()
+
+    def published(self, connection: Connection, child_ids: Sequence[str]) -> None:
+        """Note that plain targets were published; nothing more is to be done for them."""
+        connection.execute(self._published, {"ids": list(child_ids)})

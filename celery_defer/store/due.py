@@ -1,0 +1,221 @@
+"""What is due: leases, timers, publications and announcements, each for many runs in one statement."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Float, and_, bindparam, case, delete, exists, false, func, literal, null, or_, select, true, update
+
+from celery_defer.store.sql import after, now
+from celery_defer.words.states import RUN, TERMINAL, DeferralState, RunState, sources, target
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from sqlalchemy import ColumnElement, Connection, RowMapping, Select
+
+    from celery_defer.store.tables import Tables
+
+# The pause before the n-th publication of a run that nobody claims grows with 2^n up to here.
+_BACKOFF_STEPS = 7
+
+
+class Due:
+    """Statements of the heartbeat and the sweep.
+
+    Args:
+        tables: The namespace's tables.
+    """
+
+    def __init__(self, tables: Tables) -> None:
+        run, step, deferral, wait = tables.run, tables.step, tables.deferral, tables.wait
+        self._tables = tables
+        listed = run.c.id.in_(bindparam("ids", expanding=True))
+        running = run.c.state == RunState.RUNNING
+        pending = run.c.state == RunState.PENDING
+        over = run.c.state.in_(TERMINAL)
+
+        def some(*conditions: ColumnElement[bool]) -> Select[tuple[str]]:
+            return select(run.c.id).where(*conditions).limit(bindparam("most")).with_for_update(skip_locked=True)
+
+        own = select(run.c.id).where(listed, running).with_for_update(skip_locked=True, key_share=True)
+        self._renew = (
+            update(run)
+            .where(run.c.id.in_(own))
+            .values(lease_until=after("lease"))
+            .returning(run.c.id, run.c.epoch, run.c.cancel_requested)
+        )
+        to_publish = {"state": target(RUN, "wake"), "publish_at": after("grace"), "publishes": 0}
+        due = and_(run.c.state.in_(sources(RUN, "wake")), run.c.wake_at <= now())
+        self._wake_listed = update(run).where(listed, due).values(**to_publish, waiting_for=null()).returning(run)
+        self._upcoming = (
+            select(run.c.id, run.c.wake_at, now().label("now"))
+            .where(run.c.state == RunState.WAITING, run.c.wake_at <= after("ahead"))
+            .order_by(run.c.wake_at)
+            .limit(bindparam("most"))
+        )
+        times = [
+            select(func.min(run.c.wake_at)).where(run.c.state == RunState.WAITING),
+            select(func.min(run.c.publish_at)).where(pending),
+            select(func.min(deferral.c.publish_at)).where(deferral.c.state == DeferralState.DISPATCHED),
+        ]
+        self._next_due = select(now(), *(part.scalar_subquery() for part in times))
+        progressed = exists().where(step.c.run_id == run.c.id, step.c.epoch == run.c.epoch).correlate(run)
+        rescued = {**to_publish, "lease_until": null(), "crashes": case((progressed, 1), else_=run.c.crashes + 1)}
+        lapsed = and_(running, run.c.lease_until < now())
+        self._rescue = (
+            update(run).where(run.c.id.in_(some(lapsed, ~run.c.cancel_requested))).values(**rescued).returning(run)
+        )
+        self._rescue_lost = (
+            update(run)
+            .where(
+                run.c.id == bindparam("run_id"),
+                running,
+                run.c.owner.startswith(bindparam("process"), autoescape=False),
+                run.c.cancel_requested.is_(false()),
+            )
+            .values(**rescued)
+            .returning(run)
+        )
+        self._abandoned = select(run.c.id).where(lapsed, run.c.cancel_requested.is_(true())).limit(bindparam("most"))
+        self._publishable = (
+            update(run)
+            .where(run.c.id.in_(some(pending, run.c.publish_at <= now())))
+            .values(publish_at=after("grace"))
+            .returning(run)
+        )
+        self._published = (
+            update(run).where(listed, pending).values(publish_at=_backed_off(run), publishes=run.c.publishes + 1)
+        )
+        unannounced = and_(over, run.c.announced_at.is_(null()))
+        self._announceable = (
+            update(run)
+            .where(run.c.id.in_(some(unannounced, run.c.publish_at <= now())))
+            .values(publish_at=after("grace"), publishes=run.c.publishes + 1)
+            .returning(run)
+        )
+        self._claim_announcement = (
+            update(run)
+            .where(
+                run.c.id == bindparam("run_id"),
+                unannounced,
+                or_(run.c.lease_until.is_(null()), run.c.lease_until < now()),
+            )
+            .values(lease_until=after("lease"), publish_at=after("lease"))
+            .returning(run)
+        )
+        self._announced = update(run).where(listed, unannounced).values(announced_at=now(), lease_until=null())
+        child = run.alias("child")
+        parent = run.alias("parent")
+        live_child = exists().where(child.c.parent_id == run.c.id, child.c.state.not_in(TERMINAL)).correlate(run)
+        live_parent = exists().where(parent.c.id == run.c.parent_id, parent.c.state.not_in(TERMINAL)).correlate(run)
+        undispatched = (
+            exists().where(deferral.c.run_id == run.c.id, deferral.c.publish_at.is_not(null())).correlate(run)
+        )
+        self._old = select(run.c.id).where(
+            over, run.c.announced_at.is_not(null()), run.c.finished_at < after("ago"), ~live_child, ~live_parent
+        )
+        self._old = self._old.where(~undispatched).limit(bindparam("most"))
+        self._prune = [
+            delete(table).where(table.c.run_id.in_(bindparam("ids", expanding=True)))
+            for table in (step, wait, deferral)
+        ]
+        self._prune.append(delete(run).where(listed, over))
+
+    def renew(self, connection: Connection, ids: Sequence[str], lease: float) -> Sequence[RowMapping]:
+        """Renew the leases of runs, skipping those whose row is locked just now.
+
+        Args:
+            connection: The open connection.
+            ids: The runs that this process executes.
+            lease: Seconds.
+
+        Returns:
+            ``id``, ``epoch`` and ``cancel_requested`` of those that were renewed.
+        """
+        return connection.execute(self._renew, {"ids": list(ids), "lease": lease}).mappings().all()
+
+    def upcoming(self, connection: Connection, ahead: float, most: int) -> list[tuple[str, datetime, datetime]]:
+        """Return id, wake time and the database's clock of waiting runs that are due within ``ahead`` seconds."""
+        return [tuple(row) for row in connection.execute(self._upcoming, {"ahead": ahead, "most": most})]
+
+    def next_due(self, connection: Connection, ahead: float) -> float:
+        """Return the seconds until a wait ends or something is to be published, at most ``ahead``."""
+        now_, *times = connection.execute(self._next_due).one()
+        return min([ahead, *((at - now_).total_seconds() for at in times if at is not None)])
+
+    def wake(self, connection: Connection, ids: Sequence[str], grace: float) -> Sequence[RowMapping]:
+        """Make waiting runs pending whose time has come.
+
+        Args:
+            connection: The open connection.
+            ids: Which runs.
+            grace: Seconds after which the sweep publishes one if the caller didn't.
+
+        Returns:
+            The rows to publish.
+        """
+        return connection.execute(self._wake_listed, {"ids": list(ids), "grace": grace}).mappings().all()
+
+    def rescue(self, connection: Connection, grace: float, most: int) -> Sequence[RowMapping]:
+        """Make running runs pending whose lease has run out (I9); returns the rows to publish."""
+        return connection.execute(self._rescue, {"grace": grace, "most": most}).mappings().all()
+
+    def rescue_lost(self, connection: Connection, run_id: str, process: str, grace: float) -> RowMapping | None:
+        """Make a run pending whose process is known to be dead.
+
+        Args:
+            connection: The open connection.
+            run_id: Which run.
+            process: How the names of that process's executions start.
+            grace: Seconds after which the sweep publishes it if the caller didn't.
+
+        Returns:
+            The row to publish, or None if that process didn't execute it.
+        """
+        values = {"run_id": run_id, "process": process, "grace": grace}
+        return connection.execute(self._rescue_lost, values).mappings().first()
+
+    def abandoned(self, connection: Connection, most: int) -> list[str]:
+        """Return runs that are to be cancelled and whose owner is dead."""
+        return list(connection.execute(self._abandoned, {"most": most}).scalars())
+
+    def publishable(self, connection: Connection, grace: float, most: int) -> Sequence[RowMapping]:
+        """Take pending runs whose publication is due, for ``grace`` seconds (I5)."""
+        return connection.execute(self._publishable, {"grace": grace, "most": most}).mappings().all()
+
+    def published(self, connection: Connection, ids: Sequence[str], again: float) -> None:
+        """Note that runs were published; unclaimed after ``again`` seconds and more they are published again."""
+        connection.execute(self._published, {"ids": list(ids), "again": again})
+
+    def announceable(self, connection: Connection, grace: float, most: int) -> Sequence[RowMapping]:
+        """Take finished runs whose end nobody has announced in time (I10)."""
+        return connection.execute(self._announceable, {"grace": grace, "most": most}).mappings().all()
+
+    def claim_announcement(self, connection: Connection, run_id: str, lease: float) -> RowMapping | None:
+        """Take the right to announce a finished run's end; None if it was announced or somebody is at it."""
+        return connection.execute(self._claim_announcement, {"run_id": run_id, "lease": lease}).mappings().first()
+
+    def announced(self, connection: Connection, ids: Sequence[str]) -> None:
+        """Note that Celery has stored the outcome of runs and told everybody."""
+        connection.execute(self._announced, {"ids": list(ids)})
+
+    def old(self, connection: Connection, age: float, most: int) -> list[str]:
+        """Return finished runs older than ``age`` seconds that no live run, parent or child, refers to."""
+        return list(connection.execute(self._old, {"ago": -age, "most": most}).scalars())
+
+    def prune(self, connection: Connection, ids: Sequence[str]) -> None:
+        """Delete finished runs with all that belongs to them.
+
+        Args:
+            connection: The open transaction.
+            ids: From `old`.
+        """
+        for statement in self._prune:
+            connection.execute(statement, {"ids": list(ids)})
+
+
+def _backed_off(run: Any) -> after:
+    steps = case((run.c.publishes < _BACKOFF_STEPS, run.c.publishes), else_=_BACKOFF_STEPS)
+    return after(bindparam("again", type_=Float()) * literal(1).bitwise_lshift(steps))

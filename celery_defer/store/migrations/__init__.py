@@ -1,0 +1,1 @@
+"""Alembic migrations, run by `celery_defer.store.schema`."""

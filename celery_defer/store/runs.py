@@ -1,0 +1,303 @@
+"""The run's own moves: claim, suspend, hand over, finish, cancel. Each is one conditional statement.
+
+Every statement that an execution sends carries its fence (I2): it changes nothing once the epoch is another's.
+A move that changed no row returns None; the caller looks and answers.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import and_, bindparam, case, exists, false, func, null, or_, select, true, update
+
+from celery_defer.store.sql import after, insert_once, now
+from celery_defer.words.states import RUN, RunState, sources, target
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy import Connection, RowMapping, Table, Update
+
+    from celery_defer.store.tables import Tables
+    from celery_defer.words.records import Fence
+
+
+class Runs:
+    """Statements that move one run.
+
+    Args:
+        tables: The namespace's tables.
+        dialect: SQLAlchemy's name of the dialect.
+    """
+
+    def __init__(self, tables: Tables, dialect: str) -> None:
+        run, step = tables.run, tables.step
+        self._table = run
+        self._born = insert_once(dialect, run, (run.c.id,))
+        self._call = insert_once(dialect, run, (run.c.created_at,)).values(
+            lease_until=after("lease"), created_at=now(), started_at=now()
+        )
+        mine = and_(run.c.id == bindparam("run_id"), run.c.epoch == bindparam("fence"))
+        self._claim = self._claim_statement(run, step)
+        self._look = select(run, (run.c.lease_until > now()).label("alive")).where(run.c.id == bindparam("run_id"))
+        uncancelled = and_(mine, run.c.state == RunState.RUNNING, run.c.cancel_requested.is_(false()))
+        self._suspend = (
+            update(run)
+            .where(uncancelled)
+            .values(
+                state=target(RUN, "suspend"),
+                waiting_for=bindparam("waiting_for"),
+                wake_at=func.coalesce(bindparam("until", type_=run.c.wake_at.type), after("delay")),
+                lease_until=null(),
+            )
+            .returning(run.c.wake_at)
+        )
+        self._hand_over = (
+            update(run)
+            .where(mine, run.c.state.in_(sources(RUN, "hand_over")))
+            .values(state=target(RUN, "hand_over"), lease_until=null(), publish_at=after("grace"), publishes=0)
+            .returning(run)
+        )
+        self._finish = {
+            move: self._finish_statement(run, move)
+            .where(uncancelled if move != "cancel" else and_(mine, run.c.state == RunState.RUNNING))
+            .values(publish_at=after("lease"), lease_until=after("lease"))
+            for move in ("complete", "fail", "cancel")
+        }
+        self._request_cancel = (
+            update(run)
+            .where(run.c.id == bindparam("run_id"), run.c.state == RunState.RUNNING)
+            .values(cancel_requested=true())
+            .returning(run.c.id)
+        )
+        idle = [state for state in sources(RUN, "cancel") if state != RunState.RUNNING]
+        abandoned = and_(run.c.state == RunState.RUNNING, run.c.cancel_requested, run.c.lease_until < now())
+        self._cancel_unowned = (
+            self._finish_statement(run, "cancel")
+            .where(run.c.id == bindparam("run_id"), or_(run.c.state.in_(idle), abandoned))
+            .values(publish_at=after("grace"), lease_until=null())
+        )
+        self._renew_one = (
+            update(run)
+            .where(mine, run.c.state == RunState.RUNNING)
+            .values(lease_until=after("lease"))
+            .returning(run.c.cancel_requested)
+        )
+        self._rewrite_call = (
+            update(run)
+            .where(mine)
+            .values(
+                message=bindparam("new_message"), args=bindparam("new_args"), kwargs=bindparam("new_kwargs")
+            )
+        )
+
+    @staticmethod
+    def _claim_statement(run: Table, step: Table) -> Update:
+        progressed = exists().where(step.c.run_id == run.c.id, step.c.epoch == run.c.epoch).correlate(run)
+        crashes = case((progressed, 1), else_=run.c.crashes + 1)
+        taken_over = and_(run.c.state == RunState.RUNNING, run.c.lease_until < now())
+        return (
+            update(run)
+            .where(
+                run.c.id == bindparam("run_id"),
+                or_(and_(run.c.state == RunState.PENDING, run.c.epoch == bindparam("fence")), taken_over),
+            )
+            .values(
+                state=target(RUN, "claim"),
+                epoch=run.c.epoch + 1,
+                owner=bindparam("new_owner"),
+                retries=bindparam("new_retries"),
+                lease_until=after("lease"),
+                crashes=case((run.c.state == RunState.RUNNING, crashes), else_=run.c.crashes),
+                started_at=func.coalesce(run.c.started_at, now()),
+                waiting_for=null(),
+                wake_at=null(),
+                publish_at=null(),
+                publishes=0,
+            )
+            .returning(run, now().label("claimed_at"))
+        )
+
+    @staticmethod
+    def _finish_statement(run: Table, move: str) -> Update:
+        return (
+            update(run)
+            .values(
+                state=target(RUN, move),
+                waiting_for=null(),
+                wake_at=null(),
+                result=bindparam("new_result"),
+                error=bindparam("new_error"),
+                finished_at=now(),
+                publishes=0,
+            )
+            .returning(run)
+        )
+
+    def add_called(self, connection: Connection, row: Mapping[str, Any], lease: float) -> RowMapping | None:
+        """Insert the row of a called run, claimed by its first delivery.
+
+        Args:
+            connection: The open connection.
+            row: Every column that isn't a time.
+            lease: Seconds.
+
+        Returns:
+            Its ``created_at``, or None if there is such a run already.
+        """
+        return connection.execute(self._call, {**row, "lease": lease}).mappings().first()
+
+    def add(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> set[str]:
+        """Insert pending runs; one that exists stays as it is.
+
+        Args:
+            connection: The open connection.
+            rows: Every column that isn't a time, and ``delay``: seconds until it shall be published.
+
+        Returns:
+            The ids of those that are new.
+        """
+        values = [
+            {**{key: row[key] for key in row if key != "delay"}, "created_at": now(), "publish_at": after(row["delay"])}
+            for row in rows
+        ]
+        return set(connection.execute(self._born.values(values)).scalars()) if values else set()
+
+    def claim(
+        self, connection: Connection, run_id: str, epoch: int, owner: str, retries: int, lease: float
+    ) -> RowMapping | None:
+        """Take a pending run of that epoch, or a running one whose lease has run out.
+
+        A take-over counts a crash; records since the last claim reset the count.
+
+        Args:
+            connection: The open connection.
+            run_id: Which run.
+            epoch: The epoch in the message, or -1 for the message of a call.
+            owner: A name of this execution that no other has.
+            retries: The task's budget, for crashes.
+            lease: Seconds.
+
+        Returns:
+            The row and ``claimed_at``, the database's clock, or None if there was nothing to claim.
+        """
+        values = {"run_id": run_id, "fence": epoch, "new_owner": owner, "new_retries": retries, "lease": lease}
+        return connection.execute(self._claim, values).mappings().first()
+
+    def look(self, connection: Connection, run_id: str) -> RowMapping | None:
+        """Return the whole row and ``alive``, whether its lease still holds; or None.
+
+        Args:
+            connection: The open connection.
+            run_id: Which run.
+        """
+        return connection.execute(self._look, {"run_id": run_id}).mappings().first()
+
+    def renew(self, connection: Connection, fence: Fence, lease: float) -> bool | None:
+        """Renew one lease.
+
+        Args:
+            connection: The open connection.
+            fence: The execution's.
+            lease: Seconds.
+
+        Returns:
+            Whether the run is to be cancelled; None if the lease is lost.
+        """
+        values = {"run_id": fence.run_id, "fence": fence.epoch, "lease": lease}
+        return connection.execute(self._renew_one, values).scalar()
+
+    def suspend(
+        self, connection: Connection, fence: Fence, waiting_for: str, wake: float | datetime
+    ) -> datetime | None:
+        """Leave the worker until a time.
+
+        Args:
+            connection: The open transaction.
+            fence: The execution's.
+            waiting_for: One of `WaitingFor`.
+            wake: An aware datetime, or seconds from now by the database's clock.
+
+        Returns:
+            When it is to be woken, or None if the lease is lost or the run is to be cancelled.
+        """
+        absolute = isinstance(wake, datetime)
+        times = {"until": wake if absolute else None, "delay": 0.0 if absolute else wake}
+        values = {"run_id": fence.run_id, "fence": fence.epoch, "waiting_for": waiting_for, **times}
+        return connection.execute(self._suspend, values).scalar()
+
+    def rewrite_call(self, connection: Connection, fence: Fence, args: str, kwargs: str, message: str) -> None:
+        """Replace the arguments and the frozen message, as Celery's own ``retry()`` may.
+
+        Args:
+            connection: The open transaction, in which `suspend` has checked the fence.
+            fence: The execution's.
+            args: JSON text.
+            kwargs: JSON text.
+            message: JSON text.
+        """
+        values = {"new_args": args, "new_kwargs": kwargs, "new_message": message}
+        connection.execute(self._rewrite_call, {"run_id": fence.run_id, "fence": fence.epoch, **values})
+
+    def hand_over(self, connection: Connection, fence: Fence, grace: float) -> RowMapping | None:
+        """Give the run back so that another worker goes on with it.
+
+        Args:
+            connection: The open connection.
+            fence: The execution's.
+            grace: Seconds after which the sweep publishes it if its caller didn't.
+
+        Returns:
+            The row, or None if the lease is lost.
+        """
+        values = {"run_id": fence.run_id, "fence": fence.epoch, "grace": grace}
+        return connection.execute(self._hand_over, values).mappings().first()
+
+    def finish(
+        self, connection: Connection, fence: Fence, move: str, result: str | None, error: str | None, lease: float
+    ) -> RowMapping | None:
+        """End a running run.
+
+        Args:
+            connection: The open connection or transaction.
+            fence: The execution's.
+            move: ``complete``, ``fail`` or ``cancel``.
+            result: JSON text of the return value.
+            error: JSON text of the error.
+            lease: Seconds that the caller has for announcing the end.
+
+        Returns:
+            The row, or None if the lease is lost or (unless the move is ``cancel``) the run is to be cancelled.
+        """
+        values = {"new_result": result, "new_error": error, "lease": lease}
+        statement = self._finish[move]
+        return connection.execute(statement, {"run_id": fence.run_id, "fence": fence.epoch, **values}).mappings().first()
+
+    def request_cancel(self, connection: Connection, run_id: str) -> bool:
+        """Ask a running run to end; its epoch stays, so that the record in flight lands and learns of it.
+
+        Args:
+            connection: The open connection.
+            run_id: Which run.
+
+        Returns:
+            Whether it was running.
+        """
+        return connection.execute(self._request_cancel, {"run_id": run_id}).first() is not None
+
+    def cancel_unowned(self, connection: Connection, run_id: str, error: str, grace: float) -> RowMapping | None:
+        """End a run that nobody executes: pending, waiting, or to be cancelled with a dead owner.
+
+        Args:
+            connection: The open transaction.
+            run_id: Which run.
+            error: JSON text.
+            grace: Seconds after which the sweep has it announced if its caller didn't.
+
+        Returns:
+            The row, or None if it is running or over.
+        """
+        values = {"run_id": run_id, "new_result": None, "new_error": error, "grace": grace}
+        return connection.execute(self._cancel_unowned, values).mappings().first()
+

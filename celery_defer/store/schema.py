@@ -1,0 +1,129 @@
+"""Bringing the tables up to date, under a lock, by the Alembic migrations inside the package."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import inspect, select, text
+from sqlalchemy.exc import DBAPIError
+
+from celery_defer.errors import SchemaError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from celery_defer.store.store import Store
+
+# What this code's tables are. Migrations are additive within a minor version, so code may run on newer tables
+# as long as their row in the schema table says that its revision is still served.
+REVISION = 1
+COMMAND = "celery -A <app> defer migrate"
+
+
+def revision(store: Store) -> tuple[int, int]:
+    """Return what the tables are and the oldest revision whose code may use them; (0, 0) if there are none.
+
+    Args:
+        store: Whose tables.
+    """
+    schema = store.tables.schema
+    with store.autocommit() as connection:
+        try:
+            row = connection.execute(select(schema.c.revision, schema.c.oldest)).first()
+        except DBAPIError:
+            if inspect(connection).has_table(schema.name):
+                raise
+            return 0, 0
+    return (0, 0) if row is None else (row.revision, row.oldest)
+
+
+def ready(store: Store) -> bool:
+    """Tell whether the tables are there and can be used by this code.
+
+    Args:
+        store: Whose tables.
+
+    Raises:
+        SchemaError: The tables are newer than this code and no longer serve it.
+    """
+    found, oldest = revision(store)
+    if oldest > REVISION:
+        reason = (
+            f"the tables of {store.tables.namespace!r} are at revision {found}, which serves code from revision"
+            f" {oldest} on; this code is at {REVISION}: install a newer celery_defer on this machine"
+        )
+        raise SchemaError(reason)
+    return found >= REVISION
+
+
+def require(store: Store) -> None:
+    """Check that the tables can be used, without ever changing them.
+
+    Args:
+        store: Whose tables.
+
+    Raises:
+        SchemaError: They can't be used; the message names the command that helps.
+    """
+    if not ready(store):
+        found, _ = revision(store)
+        have = f"are at revision {found}" if found else "don't exist"
+        reason = (
+            f"the tables of {store.tables.namespace!r} {have}, this code needs revision {REVISION}:"
+            f" start a worker or beat (they migrate), or run `{COMMAND}`"
+        )
+        raise SchemaError(reason)
+
+
+def migrate(store: Store) -> bool:
+    """Bring the tables up to date; of many processes that try at once, one does it and all succeed.
+
+    The version is written in the transaction of the migration: one that fails leaves it as it was.
+
+    Args:
+        store: Whose tables.
+
+    Returns:
+        Whether this call changed anything.
+
+    Raises:
+        SchemaError: The tables are newer than this code and no longer serve it.
+    """
+    if ready(store):
+        return False
+    with store.transaction() as connection:
+        _lock(store, connection)
+        before = _locked_revision(store, connection)
+        if before >= REVISION:
+            return False
+        _upgrade(store, connection)
+        return True
+
+
+def _locked_revision(store: Store, connection: Connection) -> int:
+    schema = store.tables.schema
+    if not inspect(connection).has_table(schema.name):
+        return 0
+    return connection.execute(select(schema.c.revision)).scalar() or 0
+
+
+def _lock(store: Store, connection: Connection) -> None:
+    # SQLite's transaction holds the write lock already. The transaction-scoped lock works through PgBouncer too.
+    if store.dialect == "postgresql":
+        digest = hashlib.blake2b(store.tables.namespace.encode(), digest_size=8).digest()
+        key = int.from_bytes(digest, signed=True)
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+
+
+def _upgrade(store: Store, connection: Connection) -> None:
+    from alembic import command  # noqa: PLC0415 - slow to import, and rarely needed
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    config.attributes["namespace"] = store.tables.namespace
+    command.upgrade(config, "head")

@@ -1,0 +1,1 @@
+"""Plain values, no I/O: states, records, durations, the clock, codecs and contracts."""

@@ -1,0 +1,64 @@
+"""Calls whose row is committed before they are published (``defer_record_calls``)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from celery.utils import uuid
+from kombu.utils import json
+
+from celery_defer.engine.ports import Outgoing
+from celery_defer.words.settings import PUBLISH_GRACE
+from celery_defer.words.states import RunState, Trigger
+from celery_defer.worker import frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def publish_recorded(
+    task: Any, args: Sequence[Any], kwargs: dict[str, Any], task_id: str | None, options: dict[str, Any]
+) -> Any:
+    """Commit a pending run, then publish it; if the broker is away, the sweep does so when it is back.
+
+    Args:
+        task: The durable task.
+        args: Checked plain arguments.
+        kwargs: Checked plain arguments.
+        task_id: The run's id, or None for a new one.
+        options: Of ``apply_async``.
+
+    Returns:
+        Celery's ``AsyncResult``.
+    """
+    run_id = task_id or uuid()
+    parent = task.app.current_worker_task
+    root_id = options.get("root_id") or (parent.request.root_id if parent else None) or run_id
+    parent_id = options.get("parent_id") or (parent.request.id if parent else None)
+    message, delay, eta = frozen.from_options(task, {**options, "parent_id": parent_id, "root_id": root_id})
+    row = {
+        "id": run_id,
+        "task": task.name,
+        "state": str(RunState.PENDING),
+        "epoch": 0,
+        "crashes": 0,
+        "retries": task.policy.retries,
+        "cancel_requested": False,
+        "trigger": str(Trigger.CALL),
+        "parent_id": None,
+        "root_id": run_id,
+        "deferral_id": None,
+        "parents": None,
+        "args": json.dumps(list(args)),
+        "kwargs": json.dumps(kwargs),
+        "message": message,
+        "publishes": 0,
+        "delay": frozen.seconds_until(delay, eta) or PUBLISH_GRACE,
+    }
+    store = task.host.store
+    with store.autocommit() as connection:
+        store.runs.add(connection, [row])
+    # a death here loses nothing: the sweep publishes the row
+    if not frozen.seconds_until(delay, eta):
+        task.host.publish(Outgoing([row]))
+    return task.AsyncResult(run_id)

@@ -1,0 +1,221 @@
+"""The frozen message: all of a Celery request or signature that a run needs to be published from SQL alone."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from celery import signature as as_signature
+from celery.canvas import Signature
+from celery.canvas import _chain as Chain  # noqa: N812 - Celery's own name of the class
+from celery.canvas import _chord as Chord  # noqa: N812
+from celery.canvas import group as Group  # noqa: N812
+from celery.exceptions import NotRegistered
+from kombu.exceptions import EncodeError
+from kombu.utils import json
+
+from celery_defer.engine.ports import FrozenCall
+from celery_defer.errors import PayloadError
+from celery_defer.words import clock
+from celery_defer.words.durations import moment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from datetime import datetime
+
+# Deferred runs have ids that follow from the parent's id and the deferral's (UUID version 5, RFC 9562).
+_NAMESPACE = uuid.UUID("6b1a3f6e-52f1-5a0e-9a30-1d0d1f3c5c11")
+
+EPOCH, PARENT, DEFERRAL = "defer_epoch", "defer_parent", "defer_deferral"
+_OURS = (EPOCH, PARENT, DEFERRAL)
+
+# Celery's request attribute → argument of ``AMQP.create_task_message``
+_FROM_REQUEST = {
+    "callbacks": "callbacks",
+    "errbacks": "errbacks",
+    "chain": "chain",
+    "chord": "chord",
+    "group": "group_id",
+    "group_index": "group_index",
+    "root_id": "root_id",
+    "parent_id": "parent_id",
+    "shadow": "shadow",
+    "reply_to": "reply_to",
+    "retries": "retries",
+    "origin": "origin",
+    "replaced_task_nesting": "replaced_task_nesting",
+    "argsrepr": "argsrepr",
+    "kwargsrepr": "kwargsrepr",
+    "stamped_headers": "stamped_headers",
+}
+# option of a signature → argument of ``AMQP.create_task_message``
+_FROM_OPTIONS = {
+    "link": "callbacks",
+    "link_error": "errbacks",
+    **{
+        name: name
+        for name in (
+            "chain", "chord", "group_id", "group_index", "shadow", "time_limit", "soft_time_limit", "reply_to",
+            "ignore_result", "argsrepr", "kwargsrepr", "stamped_headers", "expires",
+        )
+    },
+}  # fmt: skip
+_ROUTING = ("queue", "exchange", "routing_key", "priority", "serializer", "compression", "delivery_mode")
+
+
+def from_request(request: Any) -> str:
+    """Freeze the message of a called run, with its place in a canvas.
+
+    Args:
+        request: Celery's request context at the first execution.
+
+    Returns:
+        JSON text.
+    """
+    message = {name: value for old, name in _FROM_REQUEST.items() if (value := request.get(old))}
+    if "ignore_result" in vars(request):
+        message["ignore_result"] = request.ignore_result
+    limits = request.timelimit or (None, None)
+    if any(limits):
+        message["time_limit"], message["soft_time_limit"] = limits
+    for stamp in message.get("stamped_headers", ()):
+        message.setdefault("stamps", {})[stamp] = (request.stamps or {}).get(stamp)
+    headers = {key: value for key, value in (request.headers or {}).items() if key not in _OURS}
+    if headers:
+        message["headers"] = headers
+    message["routing"] = _routing(request.delivery_info or {})
+    return json.dumps(message)
+
+
+def with_retries(message: str, retries: int) -> str:
+    """Return a frozen message with Celery's own count of retries."""
+    return json.dumps({**json.loads(message), "retries": retries})
+
+
+def _routing(info: Mapping[str, Any]) -> dict[str, Any]:
+    exchange, key = info.get("exchange"), info.get("routing_key")
+    # published to the default exchange: the routing key is the queue's name
+    found = {"queue": key} if not exchange and key else {"exchange": exchange, "routing_key": key}
+    return {name: value for name, value in {**found, "priority": info.get("priority")}.items() if value is not None}
+
+
+def freeze(
+    signature: Any, parent_id: str, root_id: str, deferral_id: str, is_durable: Callable[[Any], bool]
+) -> FrozenCall:
+    """Freeze a signature: later changes of its arguments, and its ids at every publication, make no difference.
+
+    Args:
+        signature: Any Celery signature.
+        parent_id: The run that defers.
+        root_id: The first run of its line.
+        deferral_id: The deferral's id.
+        is_durable: Tells whether a task object is a durable task.
+
+    Raises:
+        PayloadError: It isn't a signature, its arguments don't fit the target or can't be written as JSON.
+    """
+    if not isinstance(signature, Signature):
+        reason = (
+            f"deferral {deferral_id!r} needs a Celery signature, found {type(signature).__name__}:"
+            " give task.si(...), a chain, a group or a chord"
+        )
+        raise PayloadError(reason)
+    child_id = str(uuid.uuid5(_NAMESPACE, f"{parent_id}/{deferral_id}"))
+    task = _target(signature)
+    try:
+        if task is not None and is_durable(task):
+            args, kwargs = task.contract.check(signature.args, signature.kwargs)
+            message = _from_signature(task, signature.options)
+            durable, name = True, task.name
+        else:
+            if task is not None and task.typing:
+                _check_plain(task, signature)
+            args, kwargs = [], {}
+            kept = signature.clone()
+            kept.freeze(child_id)
+            message, durable, name = {"signature": dict(kept), "root_id": root_id}, False, signature.task
+        call = json.dumps(args), json.dumps(kwargs), json.dumps(message)
+    except (EncodeError, TypeError, ValueError, RecursionError) as error:
+        reason = f"deferral {deferral_id!r} of {signature.task} can't be written as JSON: {error}"
+        raise PayloadError(reason) from error
+    delay, eta = _when(signature.options)
+    return FrozenCall(name, durable, child_id, delay, eta, *call)
+
+
+def _target(signature: Any) -> Any:
+    if isinstance(signature, Chain | Chord | Group):
+        return None
+    try:
+        return signature.type
+    except NotRegistered:
+        return None  # a task of another application
+
+
+def _check_plain(task: Any, signature: Any) -> None:
+    try:
+        task.__header__(*signature.args, **signature.kwargs)
+    except AttributeError:
+        return
+    except TypeError as error:
+        reason = f"the arguments don't fit task {task.name}: {error}"
+        raise PayloadError(reason) from error
+
+
+def _from_signature(task: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    given = {**task._get_exec_options(), **options}  # noqa: SLF001 - what Celery's apply_async merges
+    message = {name: given[old] for old, name in _FROM_OPTIONS.items() if given.get(old) is not None}
+    for name in ("callbacks", "errbacks"):
+        if name in message and not isinstance(message[name], list):
+            message[name] = [message[name]]
+    stamps = {stamp: given.get(stamp) for stamp in message.get("stamped_headers", ())}
+    if stamps:
+        message["stamps"] = stamps
+    if given.get("headers"):
+        message["headers"] = given["headers"]
+    routing = {name: given[name] for name in _ROUTING if given.get(name) is not None}
+    if hasattr(routing.get("queue"), "name"):
+        routing["queue"] = routing["queue"].name
+    message["routing"] = routing
+    return message
+
+
+def from_options(task: Any, options: Mapping[str, Any]) -> tuple[str, float, datetime | None]:
+    """Freeze the options of a call.
+
+    Args:
+        task: The durable task.
+        options: Of ``apply_async``.
+
+    Returns:
+        JSON text, the countdown in seconds, and the eta.
+    """
+    message = _from_signature(task, options)
+    for name in ("root_id", "parent_id"):
+        if options.get(name):
+            message[name] = options[name]
+    return json.dumps(message), *_when(options)
+
+
+def seconds_until(delay: float, eta: datetime | None) -> float:
+    """Return the seconds from now that a countdown or an eta leaves."""
+    return delay if eta is None else max(0.0, (eta - clock.utcnow()).total_seconds())
+
+
+def _when(options: Mapping[str, Any]) -> tuple[float, datetime | None]:
+    eta = options.get("eta")
+    if eta is None:
+        return max(0.0, float(options.get("countdown") or 0)), None
+    try:
+        return 0.0, moment(eta)
+    except ValueError:  # Celery takes naive ones for UTC or the app's zone; a delay from now is the same
+        seconds = (eta.replace(tzinfo=None) - clock.utcnow().replace(tzinfo=None)).total_seconds()
+        return max(0.0, seconds), None
+
+
+def thaw_signature(message: str, app: Any) -> tuple[Any, str]:
+    """Return the signature of a plain target as it was frozen, to be sent at once, and its root's id."""
+    frozen = json.loads(message)
+    kept = as_signature(frozen["signature"], app=app)
+    for option in ("countdown", "eta"):
+        kept.options.pop(option, None)
+    return kept, frozen["root_id"]

@@ -1,0 +1,151 @@
+"""Celery's side of one process, as the engine sees it: publishing, telling Celery of states, near timers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from celery import states
+
+from celery_defer.words import clock
+from celery_defer.words.states import RunState
+from celery_defer.worker import flags
+from celery_defer.worker.heartbeat import Heartbeat
+from celery_defer.worker.publisher import Publisher
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from celery_defer.engine.control import Suspend
+    from celery_defer.engine.execution import Execution
+    from celery_defer.engine.ports import Outgoing
+    from celery_defer.store import Store
+    from celery_defer.words.settings import Settings
+
+logger = logging.getLogger("celery_defer.host")
+
+SLEEPING, WAITING = "SLEEPING", "WAITING"
+_STATES = {"sleep": SLEEPING, "retry": states.RETRY}
+
+
+class Host:
+    """What the engine asks for, done with Celery; one object per application, with threads per process.
+
+    Args:
+        app: The Celery application.
+        store: The store.
+        settings: The settings.
+    """
+
+    opened: weakref.WeakSet[Host] = weakref.WeakSet()
+
+    def __init__(self, app: Any, store: Store, settings: Settings) -> None:
+        self.app, self.store, self.settings = app, store, settings
+        self._pid = 0
+        Host.opened.add(self)
+        self._heartbeat: Heartbeat
+        self._publisher: Publisher
+
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """This process's heartbeat."""
+        self._own()
+        return self._heartbeat
+
+    @property
+    def publisher(self) -> Publisher:
+        """This process's publisher."""
+        self._own()
+        return self._publisher
+
+    def _own(self) -> None:
+        if self._pid != os.getpid():  # a fork has neither the parent's threads nor a right to its connections
+            self._publisher = Publisher(self.app)
+            self._heartbeat = Heartbeat(self.store, self.settings, self.publish)
+            self._pid = os.getpid()
+
+    def close(self) -> None:
+        """Write what is noted and close connections, at the end of the process."""
+        if self._pid == os.getpid():
+            self._heartbeat.close()
+            self._publisher.close()
+            self.store.close()
+
+    def stopping(self) -> bool:
+        """Tell whether this worker is shutting down."""
+        return flags.stopping()
+
+    def publish(self, outgoing: Outgoing) -> None:
+        """Publish what was committed; the sweep does so again for what didn't get out (I5)."""
+        if outgoing.runs:
+            self.heartbeat.note("published", self.publisher.runs(outgoing.runs))
+        if outgoing.plain:
+            self.heartbeat.note("plain", self.publisher.plain(outgoing.plain))
+
+    def suspending(self, execution: Execution, suspension: Suspend) -> None:
+        """Tell Celery's result backend and events of a suspension that is about to be committed (I3)."""
+        task, request = execution.handle
+        state = _STATES.get(suspension.waiting_for, WAITING)
+        try:
+            if not task.ignored(request):
+                if state == states.RETRY:
+                    trace = (suspension.error or {}).get("traceback")
+                    task.backend.mark_as_retry(request.id, suspension.cause, trace, request=request)
+                else:
+                    meta = {"waiting_for": suspension.waiting_for, "step": suspension.key}
+                    task.backend.store_result(request.id, meta, state, request=request)
+        except Exception:
+            logger.exception("the result backend was not told of a suspension", extra={"run_id": request.id})
+        if state == states.RETRY:
+            self.tell(task, request, "task-retried", exception=repr(suspension.cause))
+        else:
+            self.tell(task, request, f"task-{state.lower()}")
+
+    def resumed(self, execution: Execution) -> None:
+        """Tell Celery that a run goes on; its own events don't take a run out of a custom state."""
+        task, request = execution.handle
+        self._write_started(task, request)
+
+    def _write_started(self, task: Any, request: Any) -> None:
+        try:
+            if not task.ignored(request):
+                meta = {"pid": os.getpid(), "hostname": request.hostname}
+                task.backend.store_result(request.id, meta, states.STARTED, request=request)
+        except Exception:
+            logger.exception("the result backend was not told of a resume", extra={"run_id": request.id})
+        self.tell(task, request, "task-started", state=states.STARTED)
+
+    def restate(self, run_id: str) -> None:
+        """Write Celery's state anew from the row, after an announcement that turned out wrong (I3)."""
+        try:
+            with self.store.autocommit() as connection:
+                row = self.store.runs.look(connection, run_id)
+            if row is not None and row["task"] in self.app.tasks:
+                self.app.tasks[row["task"]].restate(row)
+        except Exception:
+            logger.exception("Celery's state of a run was not written anew", extra={"run_id": run_id})
+
+    def tell(self, task: Any, request: Any, kind: str, **fields: Any) -> None:
+        """Send a task event if this worker sends any."""
+        if flags.events() and task.send_events:
+            self.publisher.event(kind, uuid=request.id, hostname=request.hostname, **fields)
+
+    def arm(self, run_id: str, wake_at: datetime, delay: float | None) -> None:
+        """Wake a waiting run from this process if its time is near; the sweep would be a little late."""
+        seconds = (wake_at - clock.utcnow()).total_seconds() if delay is None else delay
+        if seconds <= 2 * self.settings.sweep_interval:
+            self.heartbeat.wake_in(max(0.0, seconds), run_id)
+
+
+def celery_state(row: Any) -> str:
+    """Return the Celery state of a run's row."""
+    plain = {
+        RunState.PENDING: states.PENDING if not row["epoch"] else states.STARTED,
+        RunState.RUNNING: states.STARTED,
+        RunState.COMPLETED: states.SUCCESS,
+        RunState.FAILED: states.FAILURE,
+        RunState.CANCELLED: states.REVOKED,
+    }
+    return plain.get(row["state"]) or _STATES.get(row["waiting_for"], WAITING)

@@ -1,0 +1,115 @@
+"""Rows as the plain values that users get to see."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from celery_defer.engine.execution import BODY
+from celery_defer.errors import PayloadError
+from celery_defer.words.records import DeferralRecord, Run, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+
+class RunPage(list[Run]):
+    """Runs, newest first.
+
+    Attributes:
+        cursor: Asks `Durable.list_runs` for the next page; None at the end.
+    """
+
+    def __init__(self, runs: Iterable[Run], cursor: str | None) -> None:
+        super().__init__(runs)
+        self.cursor = cursor
+
+
+def page_of(rows: Iterable[Mapping[str, Any]], app: Any, cursor: str | None) -> RunPage:
+    """Return a page of rows."""
+    return RunPage((run_of(row, app, (), ()) for row in rows), cursor)
+
+
+def run_of(row: Mapping[str, Any], app: Any, history: Sequence[Mapping[str, Any]], children: Sequence[str]) -> Run:
+    """Return a run.
+
+    Args:
+        row: Of the run table.
+        app: The application, for its registered tasks.
+        history: Rows of `Steps.history`.
+        children: Ids.
+    """
+    return Run(
+        id=row["id"],
+        task=row["task"],
+        state=row["state"],
+        waiting_for=row["waiting_for"],
+        args=json.loads(row["args"]),
+        kwargs=json.loads(row["kwargs"]),
+        result=_result(row, app),
+        error=_loaded(row["error"]),
+        trigger=row["trigger"],
+        event=_loaded(row["event"]),
+        parent_id=row["parent_id"],
+        root_id=row["root_id"],
+        deferral_id=row["deferral_id"],
+        created_at=row["created_at"],
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
+        wake_at=row["wake_at"],
+        steps=tuple(_steps(row, history)),
+        deferrals=tuple(
+            DeferralRecord(each["id"], each["kind"], each["state"], each["error"], each["result"])
+            for each in history
+            if each["source"] == "deferral"
+        ),
+        children=tuple(children),
+    )
+
+
+def _loaded(text: str | None) -> Any:
+    return None if text is None else json.loads(text)
+
+
+def _result(row: Mapping[str, Any], app: Any) -> Any:
+    task = app.tasks.get(row["task"])
+    if row["result"] is None:
+        return None
+    try:
+        return json.loads(row["result"]) if task is None else task.contract.result.load(row["result"])
+    except PayloadError:  # the annotation has changed since
+        return json.loads(row["result"])
+
+
+def _steps(row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Iterable[Step]:
+    recorded = {each["id"] for each in history if each["source"] == "step"}
+    waits: dict[str, Mapping[str, Any]] = {}
+    shown: list[tuple[int, Step]] = []
+    for each in history:
+        if each["source"] == "step":
+            shown.append((each["position"], _step(each, each["state"], each["attempt"], each["until"])))
+        elif each["source"] == "wait" and each["id"] not in recorded:
+            waits[each["id"]] = each  # the latest attempt of a step that isn't recorded yet
+    for key, wait in waits.items():
+        over = wait["kind"] == "sleep" and row["wake_at"] != wait["until"]
+        finished = wait["until"] if wait["kind"] == "sleep" else None
+        step = _step(wait, "completed" if over else "waiting", wait["attempt"] + 1, finished)
+        shown.append((wait["position"], step if key != BODY else _as_body(step)))
+    return [step for _, step in sorted(shown, key=lambda pair: pair[0])]
+
+
+def _step(row: Mapping[str, Any], state: str, attempts: int, finished_at: Any) -> Step:
+    return Step(
+        id=row["id"],
+        kind=row["kind"],
+        state=state,
+        result=_loaded(row["result"]),
+        error=_loaded(row["error"]),
+        attempts=attempts,
+        started_at=row["at"],
+        finished_at=finished_at,
+    )
+
+
+def _as_body(step: Step) -> Step:
+    return Step("(body)", "body", step.state, None, step.error, step.attempts, step.started_at, None)

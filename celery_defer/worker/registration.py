@@ -1,0 +1,106 @@
+"""Turning functions into durable tasks: on one application, or on every one as ``shared_task`` does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from celery._state import _get_active_apps, connect_on_app_finalize, get_current_app
+from celery.local import Proxy
+
+from celery_defer.errors import ConfigError
+from celery_defer.words.contract import Contract
+from celery_defer.worker.options import parse
+from celery_defer.worker.task import DurableMixin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def composed(durable: Any, base: Any) -> Any:
+    """Return the user's base with the mixin in front of it.
+
+    Args:
+        durable: The application's `Durable`.
+        base: A task class.
+    """
+    if issubclass(base, DurableMixin):
+        return base
+    name = f"Durable{base.__name__}"
+    attributes = {"durable": durable, "__module__": base.__module__, "abstract": True, "on_bound": _on_bound}
+    return type(name, (DurableMixin, base), attributes)
+
+
+@classmethod
+def _on_bound(cls: Any, app: Any) -> None:
+    """Complete a task class when Celery binds it: also one made with ``@app.task(base=durable.base_for(…))``."""
+    super(DurableMixin, cls).on_bound(app)
+    if cls.name is None or "contract" in vars(cls):
+        return
+    function = vars(cls).get("run")
+    bound = not isinstance(function, staticmethod)
+    function = function.__func__ if isinstance(function, staticmethod) else function
+    if function is not None:
+        cls.contract = Contract(function, bound=bound)
+    if "policy" not in vars(cls):
+        cls.policy = parse({}, cls).policy
+
+
+def register(durable: Any, *args: Any, **options: Any) -> Any:
+    """Register a durable task, or return the decorator that does.
+
+    Args:
+        durable: The application's `Durable`.
+        args: The function, if used without parentheses.
+        options: The options.
+    """
+    if args:
+        if len(args) > 1 or not callable(args[0]):
+            reason = "@durable.task takes one function, or options only"
+            raise ConfigError(reason)
+        return register(durable, **options)(*args)
+    base = options.get("base") or durable.app.Task
+    parsed = parse(options, base)
+    return durable.app.task(**{**parsed.celery, "base": composed(durable, base), "policy": parsed.policy})
+
+
+def shared(*args: Any, owner: Any = None, **options: Any) -> Any:
+    """As Celery's ``shared_task``: a durable task on every application that has a `Durable`.
+
+    Args:
+        args: The function, if used without parentheses.
+        owner: Only on this `Durable`'s application.
+        options: The options of ``@durable.task``.
+
+    Returns:
+        A proxy of the current application's task.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        def make(app: Any) -> Any:
+            durable = getattr(app, "durable", None)
+            if durable is None or owner not in (None, durable):
+                return None
+            base = options.get("base") or app.Task
+            parsed = parse(options, base)
+            celery = {key: value for key, value in parsed.celery.items() if key not in ("shared", "lazy", "filter")}
+            return app._task_from_fun(  # noqa: SLF001 - what shared_task calls
+                function, **{**celery, "base": composed(durable, base), "policy": parsed.policy}
+            )
+
+        connect_on_app_finalize(make)
+        for app in _get_active_apps():
+            if app.finalized:
+                with app._finalize_mutex:  # noqa: SLF001 - what shared_task holds
+                    make(app)
+
+        def current() -> Any:
+            app = get_current_app() if owner is None else owner.app
+            if app is None or getattr(app, "durable", None) is None:
+                reason = f"durable task {function.__name__} has no application: call Durable(app) or init_app(app)"
+                raise ConfigError(reason)
+            name = options.get("name") or app.gen_task_name(function.__name__, function.__module__)
+            return app.tasks[name]
+
+        return Proxy(current)
+
+    return decorate(*args) if args else decorate

@@ -14,6 +14,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModu
 from celery_defer.errors import ConfigError
 from celery_defer.store.deferrals import Deferrals
 from celery_defer.store.due import Due
+from celery_defer.store.forking import gate
 from celery_defer.store.listing import Listing
 from celery_defer.store.runs import Runs
 from celery_defer.store.steps import Steps
@@ -77,7 +78,7 @@ class Store:
     @contextmanager
     def autocommit(self) -> Iterator[Connection]:
         """Open a connection on which every statement is a transaction of its own."""
-        with self.engine.connect() as connection:
+        with gate, self.engine.connect() as connection:
             yield connection
 
     @contextmanager
@@ -86,7 +87,7 @@ class Store:
 
         READ COMMITTED; on SQLite it takes the write lock at once, so that it never fails half-way.
         """
-        with self.engine.connect() as connection:
+        with gate, self.engine.connect() as connection:
             if self.dialect != "sqlite":
                 connection.execution_options(isolation_level="READ COMMITTED")
             with connection.begin():

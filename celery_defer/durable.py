@@ -13,7 +13,7 @@ from celery import signals
 
 from celery_defer.engine.cancelling import cancel
 from celery_defer.engine.ports import Outgoing
-from celery_defer.errors import ConfigError, UnknownRunError
+from celery_defer.errors import ConfigError, DurableError, UnknownRunError
 from celery_defer.store import schema
 from celery_defer.words.durations import moment
 from celery_defer.worker import flags
@@ -21,6 +21,7 @@ from celery_defer.worker.config import Config
 from celery_defer.worker.host import Host
 from celery_defer.worker.registration import composed, register, shared
 from celery_defer.worker.reading import RunPage, page_of, run_of
+from celery_defer.worker.stray import check_publication
 from celery_defer.worker.sweeper import EventsStep, Sweeper, SweeperStep
 from celery_defer.worker.task import after_task
 
@@ -277,16 +278,13 @@ def _durable(app: Any) -> Durable | None:
 def _beat_started(sender: Any, **_kwargs: Any) -> None:
     durable = _durable(sender.app)
     if durable is not None:
-        durable.prepare()
+        try:
+            durable.prepare()
+        except DurableError as error:
+            raise SystemExit(str(error)) from error  # Celery would only log what a signal's receiver raises
         sweeper = Sweeper(durable.host)
         sweeper.start()
         atexit.register(sweeper.stop)
-
-
-def _worker_started(sender: Any, **_kwargs: Any) -> None:
-    durable = _durable(sender.app)
-    if durable is not None:
-        durable.prepare()
 
 
 def _stopping(**_kwargs: Any) -> None:
@@ -299,9 +297,9 @@ def _process_ended(**_kwargs: Any) -> None:
 
 
 signals.task_postrun.connect(after_task, weak=False)
+signals.before_task_publish.connect(check_publication, weak=False)
 signals.beat_init.connect(_beat_started, weak=False)
 signals.beat_embedded_init.connect(_beat_started, weak=False)
-signals.celeryd_after_setup.connect(lambda instance, **_: _worker_started(instance), weak=False)
 signals.worker_shutting_down.connect(_stopping, weak=False)
 signals.worker_process_shutdown.connect(_process_ended, weak=False)
 signals.worker_shutdown.connect(_process_ended, weak=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -12,7 +12,7 @@ from celery_defer.engine.control import Abort, Cancelled, Control, HandOver, Lea
 from celery_defer.engine.current import executing, stepping
 from celery_defer.engine.cancelling import cancel
 from celery_defer.engine.deferring import DeferralBook
-from celery_defer.errors import LimitExceededError, NestedStepError, NonRetriableError
+from celery_defer.errors import LimitExceededError, NestedStepError, NonRetriableError, UnknownRunError
 from celery_defer.store import StoreAwayError
 from celery_defer.words import clock
 from celery_defer.words.records import Fence, ParentRef
@@ -251,7 +251,8 @@ class Execution:
     def drop_runs(self, run_ids: list[str]) -> None:
         """Cancel runs whose deferral was taken back after its dispatch."""
         for run_id in run_ids:
-            self.publish(cancel(self.host.store, run_id))
+            with suppress(UnknownRunError):  # it is over and pruned
+                self.publish(cancel(self.host.store, run_id))
 
     def sleep(self, step_id: str, seconds: Callable[[], Any]) -> None:
         """Suspend until a time that is recorded once.

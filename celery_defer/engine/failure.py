@@ -14,7 +14,7 @@ _LONGEST = 64 * 1024
 
 
 def describe(error: BaseException) -> dict[str, Any]:
-    """Return ``{name, message, traceback, types}`` of an exception.
+    """Return ``{name, message, traceback, types, args}`` of an exception.
 
     Works for exceptions whose ``str()`` raises, and for those that can't be pickled.
 
@@ -27,6 +27,7 @@ def describe(error: BaseException) -> dict[str, Any]:
         "message": _clean(_text(error)),
         "traceback": _clean(_frames(error)),
         "types": types,
+        "args": _arguments(error),
     }
 
 
@@ -48,6 +49,16 @@ def step_error(step_id: str, description: dict[str, Any]) -> StepError:
     """
     name, message = description["name"], description["message"]
     return StepError(step_id, name, message, description["traceback"], tuple(description["types"]))
+
+
+def _arguments(error: BaseException) -> list[Any] | None:
+    """What the exception can be made from again, if it is plain data."""
+    try:
+        text = json.dumps(error.args)
+        text.encode()
+        return json.loads(text) if len(text) <= _LONGEST else None
+    except (TypeError, ValueError, RecursionError):
+        return None
 
 
 def _text(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Float, and_, bindparam, case, delete, exists, false, func, literal, null, or_, select, true, update
+from sqlalchemy import Float, and_, bindparam, case, delete, exists, false, func, literal, null, or_, select, true, tuple_, update
 
 from celery_defer.store.sql import after, now
 from celery_defer.words.states import RUN, TERMINAL, DeferralState, RunState, sources, target
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection, RowMapping, Select
 
     from celery_defer.store.tables import Tables
+    from celery_defer.words.records import Fence
 
 # The pause before the n-th publication of a run that nobody claims grows with 2^n up to here.
 _BACKOFF_STEPS = 7
@@ -39,7 +40,8 @@ class Due:
         def some(*conditions: ColumnElement[bool]) -> Select[tuple[str]]:
             return select(run.c.id).where(*conditions).limit(bindparam("most")).with_for_update(skip_locked=True)
 
-        own = select(run.c.id).where(listed, running).with_for_update(skip_locked=True, key_share=True)
+        fenced = tuple_(run.c.id, run.c.epoch).in_(bindparam("fences", expanding=True))
+        own = select(run.c.id).where(fenced, running).with_for_update(skip_locked=True, key_share=True)
         self._renew = (
             update(run)
             .where(run.c.id.in_(own))
@@ -123,18 +125,18 @@ class Due:
         ]
         self._prune.append(delete(run).where(listed, over))
 
-    def renew(self, connection: Connection, ids: Sequence[str], lease: float) -> Sequence[RowMapping]:
+    def renew(self, connection: Connection, fences: Sequence[Fence], lease: float) -> Sequence[RowMapping]:
         """Renew the leases of runs, skipping those whose row is locked just now.
 
         Args:
             connection: The open connection.
-            ids: The runs that this process executes.
+            fences: Of this process's executions.
             lease: Seconds.
 
         Returns:
             ``id``, ``epoch`` and ``cancel_requested`` of those that were renewed.
         """
-        return connection.execute(self._renew, {"ids": list(ids), "lease": lease}).mappings().all()
+        return connection.execute(self._renew, {"fences": list(fences), "lease": lease}).mappings().all()
 
     def upcoming(self, connection: Connection, ahead: float, most: int) -> list[tuple[str, datetime, datetime]]:
         """Return id, wake time and the database's clock of waiting runs that are due within ``ahead`` seconds."""

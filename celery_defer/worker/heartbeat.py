@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_defer.engine.ports import Outgoing
 from celery_defer.words import clock
+from celery_defer.words.records import Fence
 from celery_defer.words.settings import PUBLISH_GRACE
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
     from celery_defer.engine.execution import Execution
     from celery_defer.store import Store
-    from celery_defer.words.settings import Settings
+    from celery_defer.words.records import Fence
+from celery_defer.words.settings import Settings
 
 logger = logging.getLogger("celery_defer.heartbeat")
 
@@ -156,17 +158,16 @@ class Heartbeat:
         lease = self._settings.lease
         asked_at = clock.monotonic()
         fresh = asked_at + lease * 2 / 3
-        old = {execution.fence.run_id: execution for execution in executions if execution.deadline <= fresh}
+        old = {execution.fence: execution for execution in executions if execution.deadline <= fresh}
         if not old:
             return
         with self._store.autocommit() as connection:
             rows = self._store.due.renew(connection, list(old), lease)
         for row in rows:
-            execution = old[row["id"]]
-            if execution.fence.epoch == row["epoch"]:
-                # from before the renewal was sent: never later than what the database thinks
-                execution.deadline = asked_at + lease
-                execution.cancelled = execution.cancelled or bool(row["cancel_requested"])
+            execution = old[Fence(row["id"], row["epoch"])]
+            # from before the renewal was sent: never later than what the database thinks
+            execution.deadline = asked_at + lease
+            execution.cancelled = execution.cancelled or bool(row["cancel_requested"])
 
     def _flush(self) -> None:
         with self._changed:

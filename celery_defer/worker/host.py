@@ -43,35 +43,25 @@ class Host:
 
     def __init__(self, app: Any, store: Store, settings: Settings) -> None:
         self.app, self.store, self.settings = app, store, settings
-        self._pid = 0
+        self._inherited: list[Any] = []
+        self._open()
         Host.opened.add(self)
-        self._heartbeat: Heartbeat
-        self._publisher: Publisher
 
-    @property
-    def heartbeat(self) -> Heartbeat:
-        """This process's heartbeat."""
-        self._own()
-        return self._heartbeat
+    def _open(self) -> None:
+        self.publisher = Publisher(self.app)
+        self.heartbeat = Heartbeat(self.store, self.settings, self.publish)
 
-    @property
-    def publisher(self) -> Publisher:
-        """This process's publisher."""
-        self._own()
-        return self._publisher
-
-    def _own(self) -> None:
-        if self._pid != os.getpid():  # a fork has neither the parent's threads nor a right to its connections
-            self._publisher = Publisher(self.app)
-            self._heartbeat = Heartbeat(self.store, self.settings, self.publish)
-            self._pid = os.getpid()
+    def after_fork(self) -> None:
+        """Start anew in a child: it has neither the parent's threads nor a right to its connections."""
+        # Keep the parent's: a collected AMQP connection shuts the socket that both share.
+        self._inherited.append((self.publisher, self.heartbeat))
+        self._open()
 
     def close(self) -> None:
         """Write what is noted and close connections, at the end of the process."""
-        if self._pid == os.getpid():
-            self._heartbeat.close()
-            self._publisher.close()
-            self.store.close()
+        self.heartbeat.close()
+        self.publisher.close()
+        self.store.close()
 
     def stopping(self) -> bool:
         """Tell whether this worker is shutting down."""
@@ -137,6 +127,14 @@ class Host:
         seconds = (wake_at - clock.utcnow()).total_seconds() if delay is None else delay
         if seconds <= 2 * self.settings.sweep_interval:
             self.heartbeat.wake_in(max(0.0, seconds), run_id)
+
+
+def _after_fork() -> None:
+    for host in list(Host.opened):
+        host.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def celery_state(row: Any) -> str:

@@ -11,6 +11,7 @@ from kombu.utils import json
 
 from celery_defer.words import clock
 from celery_defer.worker.frozen import DEFERRAL, EPOCH, PARENT, thaw_signature
+from celery_defer.worker.stray import own_publication
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -77,7 +78,8 @@ class Publisher:
             try:
                 if self._producer is None:
                     self._open()
-                send(*args)
+                with own_publication():
+                    send(*args)
             except Exception as error:
                 if not self._is_away(error):
                     logger.exception("a message can't be sent; the sweep tries it again", extra={"what": args[:1]})

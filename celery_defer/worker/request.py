@@ -63,15 +63,17 @@ class DurableRequest(Request):
         _in_thread(self._rescue)
 
     def _rescue(self) -> None:
-        host = self._host
-        store = host.store
-        with store.autocommit() as connection:
-            row = store.due.rescue_lost(connection, self.id, process_name(self.worker_pid), PUBLISH_GRACE)
-            known = row is not None or store.runs.look(connection, self.id) is not None
-        if row is not None:
-            host.publish(Outgoing([row]))
-        # without a row it died before the claim: the broker delivers the message again
-        _in_loop(self.acknowledge if known else lambda: self.reject(requeue=True))
+        host, store = self._host, self._host.store
+        known = False
+        try:
+            with store.autocommit() as connection:
+                row = store.due.rescue_lost(connection, self.id, process_name(self.worker_pid), PUBLISH_GRACE)
+                known = row is not None or store.runs.look(connection, self.id) is not None
+            if row is not None:
+                host.publish(Outgoing([row]))
+        finally:
+            # without a row it died before the claim: the broker delivers the message again; one too many is dropped
+            _in_loop(self.acknowledge if known else lambda: self.reject(requeue=True))
 
     def _announce_revoked(self, reason: Any, terminated: bool, signum: Any, expired: bool) -> None:  # noqa: FBT001 - Celery's
         """A worker that discards a message as revoked or expired makes its row cancelled."""

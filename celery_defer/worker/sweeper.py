@@ -114,6 +114,7 @@ class SweeperStep(bootsteps.StartStopStep):
         """Bring the tables up to date and start sweeping."""
         flags.start()
         durable = worker.app.durable
+        durable.prepare()
         self._sweeper = Sweeper(durable.host)
         self._sweeper.start()
 

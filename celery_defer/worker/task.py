@@ -17,6 +17,7 @@ from celery_defer.engine.delivery import Call, Ended, receive
 from celery_defer.engine.execution import BODY
 from celery_defer.engine.executor import Finished, Left, execute
 from celery_defer.errors import RunCancelledError
+from celery_defer.store import StoreAwayError
 from celery_defer.words.durations import moment
 from celery_defer.words.states import RunState
 from celery_defer.worker import frozen
@@ -79,7 +80,10 @@ class DurableMixin:
             return super().__call__(*args, **kwargs)
         request.defer_entered = True
         epoch = request.get(frozen.EPOCH)
-        received = receive(self.host, request.id, epoch, lambda: self._call(request), self.policy)
+        try:
+            received = receive(self.host, request.id, epoch, lambda: self._call(request), self.policy)
+        except StoreAwayError as error:
+            raise Reject(error, requeue=True) from error  # not a line of the body was run: the broker keeps it
         if received is None:
             raise Ignore
         if isinstance(received, Ended):
@@ -183,7 +187,7 @@ class DurableMixin:
     def _rebuilt(self, error: dict[str, Any]) -> BaseException:
         module, _, name = error["types"][0].rpartition(".")
         return self.backend.exception_to_python(
-            {"exc_type": name, "exc_message": [error["message"]], "exc_module": module}
+            {"exc_type": name, "exc_message": error.get("args") or [error["message"]], "exc_module": module}
         )
 
     def _revoked(self, request: Any, error: BaseException | None) -> None:

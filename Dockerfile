@@ -1,8 +1,7 @@
 FROM python:3.12-slim
 
 WORKDIR /app
-# README.md* and not README.md: the build needs it only if pyproject.toml names it.
-COPY pyproject.toml LICENSE README.md* ./
+COPY pyproject.toml LICENSE README.md ./
 COPY celery_defer celery_defer
 RUN pip install --no-cache-dir ".[postgresql,flower]"
 COPY examples examples

@@ -23,7 +23,9 @@ from celery_defer.errors import (
 )
 from celery_defer.words.records import DeferralRecord, ParentRef, Run, Step
 from celery_defer.worker.deferring import Deferral, defer
-from celery_defer.worker.registration import shared as shared_durable_task
+from celery_defer.worker.reading import RunPage
+from celery_defer.worker.registration import shared_durable_task
+from celery_defer.worker.typed import DurableTask, TaskResult, TaskSignature
 
 __all__ = [
     "ConfigError",
@@ -32,6 +34,7 @@ __all__ = [
     "DeferralRecord",
     "Durable",
     "DurableError",
+    "DurableTask",
     "InvalidExpressionError",
     "InvokeTimeoutError",
     "LimitExceededError",
@@ -44,10 +47,13 @@ __all__ = [
     "RetryAfterError",
     "Run",
     "RunCancelledError",
+    "RunPage",
     "SchemaError",
     "Step",
     "StepError",
     "StepTimeoutError",
+    "TaskResult",
+    "TaskSignature",
     "UnknownRunError",
     "current_run",
     "defer",

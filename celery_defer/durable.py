@@ -7,28 +7,34 @@ import base64
 import binascii
 import json
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast, overload
 
 from celery import signals
 
 from celery_defer.engine.cancelling import cancel
-from celery_defer.engine.ports import Outgoing
 from celery_defer.errors import ConfigError, DurableError, UnknownRunError
 from celery_defer.store import schema
 from celery_defer.words.durations import moment
 from celery_defer.worker import flags
 from celery_defer.worker.config import Config
 from celery_defer.worker.host import Host
-from celery_defer.worker.registration import composed, register, shared
 from celery_defer.worker.reading import RunPage, page_of, run_of
+from celery_defer.worker.registration import adopt, composed, register, shared
 from celery_defer.worker.stray import check_publication
 from celery_defer.worker.sweeper import EventsStep, Sweeper, SweeperStep
 from celery_defer.worker.task import after_task
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from celery_defer.store import Store
     from celery_defer.words.records import Run
     from celery_defer.words.settings import Settings
+    from celery_defer.worker.typed import BoundDecorator, Decorator, DurableTask
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
 
 
 class Durable:
@@ -58,15 +64,28 @@ class Durable:
             app: The application.
 
         Raises:
-            ConfigError: It has another ``Durable`` already.
+            ConfigError: It has another ``Durable`` already, or this one has another application.
         """
         if getattr(app, "durable", self) is not self:
             reason = f"application {app.main!r} has a Durable already: use app.durable"
+            raise ConfigError(reason)
+        if self.app not in (None, app):
+            reason = f"this Durable belongs to application {self.app.main!r}: make another one for {app.main!r}"
             raise ConfigError(reason)
         self.app = app
         app.durable = self
         app.steps["worker"].add(SweeperStep)
         app.steps["consumer"].add(EventsStep)
+        adopt(app)
+
+    @overload
+    def task(self, fn: Callable[P, R], /) -> DurableTask[P, R]: ...
+
+    @overload
+    def task(self, *, bind: Literal[True], retries: int = ..., **options: Any) -> BoundDecorator: ...
+
+    @overload
+    def task(self, *, bind: Literal[False] = ..., retries: int = ..., **options: Any) -> Decorator: ...
 
     def task(self, *args: Any, **options: Any) -> Any:
         """Make a function a durable task; with or without options.
@@ -81,16 +100,16 @@ class Durable:
             ConfigError: An option isn't known or its value can't be used.
         """
         if self.app is None:
-            return shared(*args, owner=self, **options)
+            return shared(self, *args, **options)
         return register(self, *args, **options)
 
-    def base_for(self, task_class: Any) -> Any:
+    def base_for(self, task_class: type[T]) -> type[T]:
         """Return a task class for ``@app.task(base=…)`` that makes tasks durable and keeps the user's own base.
 
         Args:
             task_class: A subclass of ``celery.Task``.
         """
-        return composed(self, task_class)
+        return cast("type[T]", composed(self, task_class))
 
     @property
     def config(self) -> Config:
@@ -126,6 +145,15 @@ class Durable:
             schema.require(store)
             self._checked = True
         return store
+
+    def close(self) -> None:
+        """Write what is noted and close this process's connections; the next use opens new ones.
+
+        Workers do so by themselves. A process that publishes or cancels and ends at once may call it.
+        """
+        if self._host is not None:
+            self._host.close()
+            self._host.store.close()
 
     def prepare(self) -> None:
         """Bring the tables up to date at the start of a worker or beat, or check them if that is switched off.

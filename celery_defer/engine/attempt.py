@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from asyncio import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery_defer.engine.control import LeaseLost, Suspend
 from celery_defer.engine.current import stepping
-from celery_defer.engine.execution import Execution, Record
+from celery_defer.engine.execution import LONGEST_WAIT, Execution, Record
 from celery_defer.engine.failure import describe, dumps, step_error
 from celery_defer.engine.ports import Outgoing
 from celery_defer.errors import (
@@ -78,11 +79,15 @@ class Attempt:
         options: Overrides.
     """
 
-    def __init__(self, execution: Execution, key: str, kind: StepKind, fn: Callable[..., Any], options: Options) -> None:
+    def __init__(
+        self, execution: Execution, key: str, kind: StepKind, fn: Callable[..., Any], options: Options
+    ) -> None:
         self._execution, self._key, self._kind, self._fn, self._options = execution, key, kind, fn, options
         self._codec = options.codec or result_codec(fn)
         self._number = len(execution.waits.get(key, ()))
         self._began = clock.monotonic()
+        self._mark = execution.deferrals.mark()
+        execution.on_new_ground = True
 
     def run(self, call: Callable[[], Any]) -> Any:
         """Run the body and return what a replay will return.
@@ -95,7 +100,7 @@ class Attempt:
             Control: The run leaves the worker.
         """
         with self._body():
-            value = call()
+            value = self._stayed(call())
         try:
             text, value = self._written(value)
         except _UnwritableError as unwritable:
@@ -113,41 +118,60 @@ class Attempt:
         text, value, cancelled = "", None, False
         published: tuple[Outgoing, list[str]] = (Outgoing(), [])
         try:
-            with self._body(), store.transaction() as connection:
-                text, value = self._written(call(connection))
+            with self._body(), self._doubted(lambda: text), store.transaction() as connection:
+                text, value = self._written(self._stayed(call(connection)))
                 # last, so that a long transaction doesn't hold the run's row against the heartbeat
                 answer = store.steps.record(connection, execution.fence, self._row(text, None))
                 if answer is None or not answer[1]:
-                    raise _KeptRecordError
+                    raise _KeptRecordError  # noqa: TRY301 - rolls the transaction back
                 cancelled = answer[0]
                 published = execution.deferrals.write(connection, store, None)
             # a death here loses nothing: the user's writes and the record are both there
         except _UnwritableError as unwritable:
             self._record_failure(unwritable.error, unwritable)
         except _KeptRecordError:
-            self._settle_doubt(text)
+            self._settle_doubt(text, *published)
             return value
         self._committed(Record(StepState.COMPLETED, execution.position, text, None), *published)
         execution.cancelled = execution.cancelled or cancelled
         return value
 
     @contextmanager
-    def _body(self) -> Iterator[None]:
-        execution = self._execution
-        mark = execution.deferrals.mark()
-        token = stepping.set((self._key, self._number))
+    def _doubted(self, text: Callable[[], str]) -> Iterator[None]:
+        """Take a transaction whose commit landed and whose answer was lost for the success that it is (I1)."""
         try:
             yield
-        except (_RollBackError, *execution.policy.passed):
+        except _RollBackError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a step raises is its failure
-            execution.deferrals.drop(mark)
+        except Exception:
+            if not text() or not self._is_ours(self._found(), text()):
+                raise
+
+    @contextmanager
+    def _body(self) -> Iterator[None]:
+        execution = self._execution
+        token, inside = stepping.set((self._key, self._number)), True
+        try:
+            yield
+        except _RollBackError:
+            raise  # what becomes of the deferrals is seen when that is settled
+        except BaseException as error:
+            execution.deferrals.drop(self._mark)
+            # asyncio's CancelledError is no Exception, and no reason to end the process
+            if isinstance(error, execution.policy.passed) or not isinstance(error, (Exception, CancelledError)):
+                raise
             stepping.reset(token)
-            token = None
+            inside = False
             self._failed(error)
         finally:
-            if token is not None:
+            if inside:
                 stepping.reset(token)
+
+    def _stayed(self, value: Any) -> Any:
+        """Return what a body returned, unless it swallowed the way out of the run."""
+        if self._execution.leaving is not None:
+            raise self._execution.leaving
+        return value
 
     def _written(self, value: Any) -> tuple[str, Any]:
         limit = self._execution.host.settings.limits.step_bytes
@@ -166,18 +190,22 @@ class Attempt:
             raise _UnwritableError(LimitExceededError(reason))
         return text, value
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: BaseException) -> NoReturn:
         policy = self._execution.policy
         retries = policy.retries if self._options.retries is None else self._options.retries
         final = isinstance(error, (NonRetriableError, *policy.never)) or self._number >= retries
         if final:
             self._record_failure(error, error)
-        wake = pause(policy, error, self._number)
+        try:
+            wake = pause(policy, error, self._number)
+        except NonRetriableError as wrong:
+            self._record_failure(wrong, error)
         suspension = Suspend("retry", self._key, self._number, wake, error=describe(error), cause=error)
         self._execution.leave(suspension)
 
-    def _record_failure(self, error: Exception, cause: BaseException) -> NoReturn:
+    def _record_failure(self, error: BaseException, cause: BaseException) -> NoReturn:
         description = describe(error)
+        self._execution.deferrals.drop(self._mark)
         self._commit(self._row(None, description), Record(StepState.FAILED, 0, None, dumps(description)))
         raise step_error(self._key, description) from cause
 
@@ -206,13 +234,13 @@ class Attempt:
                     return store.steps.record(connection, execution.fence, row)
             with store.transaction() as connection:
                 answer = store.steps.record(connection, execution.fence, row)
-                if answer is not None:
+                if answer is not None and answer[1]:
                     published = execution.deferrals.write(connection, store, None)
                 return answer
 
         answer = execution.persist(write)
         if answer is None or not answer[1]:
-            self._settle_doubt(record.result)
+            self._settle_doubt(record.result, *published)
             return
         self._committed(record, *published)
         execution.cancelled = execution.cancelled or answer[0]
@@ -224,36 +252,54 @@ class Attempt:
         execution.drop_runs(stale)
         execution.added(self._key, record)
 
-    def _settle_doubt(self, text: str | None) -> None:
+    def _settle_doubt(self, text: str | None, outgoing: Outgoing, stale: list[str]) -> None:
         """The statement added nothing: our own commit whose answer was lost, or another owner (I1, I2)."""
+        execution = self._execution
+        found = self._found()
+        if not self._is_ours(found, text):
+            execution.leave(LeaseLost())
+        known = Record(found["state"], execution.position, found["result"], found["error"])
+        self._committed(known, outgoing, stale)
+
+    def _found(self) -> Any:
         execution, store = self._execution, self._execution.host.store
 
         def find() -> Any:
             with store.autocommit() as connection:
                 return store.steps.find(connection, execution.fence.run_id, self._key)
 
-        found = execution.persist(find)
-        if found is None or found["epoch"] != execution.fence.epoch or found["result"] != text:
-            execution.leave(LeaseLost())
-        known = Record(found["state"], execution.position, found["result"], found["error"])
-        self._committed(known, Outgoing(), [])
+        return execution.persist(find)
+
+    def _is_ours(self, found: Any, text: str | None) -> bool:
+        return found is not None and found["epoch"] == self._execution.fence.epoch and found["result"] == text
 
 
-def pause(policy: RetryPolicy, error: Exception, attempt: int) -> Any:
+def pause(policy: RetryPolicy, error: BaseException, attempt: int) -> Any:
     """Return the seconds, or the time, until the next attempt.
 
     Args:
         policy: The retry policy.
         error: What the last attempt raised.
         attempt: Its number, from 0.
+
+    Raises:
+        NonRetriableError: The error asks for a delay that can't be used.
     """
     if isinstance(error, RetryAfterError):
         try:
-            return retry_after(error.delay)
+            return _at_most_a_year(retry_after(error.delay))
         except (ValueError, TypeError) as wrong:
             reason = f"RetryAfterError has a delay that can't be used: {wrong}"
             raise NonRetriableError(reason) from error
     return policy.pause(attempt)
+
+
+def _at_most_a_year(wake: Any) -> Any:
+    ahead = wake if isinstance(wake, float) else (wake - clock.utcnow()).total_seconds()
+    if ahead > LONGEST_WAIT:
+        reason = f"it can be a year at most, found {ahead:g} seconds"
+        raise ValueError(reason)
+    return wake
 
 
 def replay(record: Record, key: str, codec: Codec) -> Any:

@@ -39,8 +39,9 @@ def call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], 
 
 
 async def _within(coroutine: Any, timeout: float) -> Any:  # noqa: ASYNC109 - the caller has no loop
+    limit = asyncio.timeout(timeout)
     try:
-        async with asyncio.timeout(timeout) as limit:
+        async with limit:
             return await coroutine
     except TimeoutError as error:
         if limit.expired():
@@ -53,7 +54,7 @@ def _alarm(timeout: float) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         reason = (
             "a step's timeout can't interrupt a plain function outside of a process's main thread (threads, gevent):"
-            " use the prefork or solo pool, make the function a coroutine function, or give the timeout to what it calls"
+            " use the prefork or solo pool, make it a coroutine function, or give the timeout to what it calls"
         )
         raise ConfigError(reason)
 
@@ -70,4 +71,5 @@ def _alarm(timeout: float) -> Iterator[None]:
 
 
 def _too_long(timeout: float) -> StepTimeoutError:
-    return StepTimeoutError(f"the step's body took longer than its timeout of {timeout:g} s: raise it, or split the step")
+    reason = f"the step's body took longer than its timeout of {timeout:g} s: raise it, or split the step"
+    return StepTimeoutError(reason)

@@ -39,6 +39,7 @@ def cancel(store: Store, run_id: str, reason: str = "cancelled by request") -> O
     """
     error = cancelled_error(run_id, reason)
     while True:
+        children = Outgoing()
         with store.transaction() as connection:
             row = store.runs.cancel_unowned(connection, run_id, error, PUBLISH_GRACE)
             if row is not None:

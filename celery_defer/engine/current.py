@@ -63,7 +63,7 @@ class CurrentRun:
     @property
     def task(self) -> str:
         """The task's name."""
-        return self._row("task", "")
+        return str(self._row("task", ""))
 
     @property
     def attempt(self) -> int:
@@ -89,7 +89,7 @@ class CurrentRun:
     @property
     def trigger(self) -> str:
         """What started the run."""
-        return self._row("trigger", "call")
+        return str(self._row("trigger", "call"))
 
     @property
     def parents(self) -> tuple[ParentRef, ...]:
@@ -100,7 +100,8 @@ class CurrentRun:
     @property
     def parent_id(self) -> str | None:
         """The run that deferred this one."""
-        return self._row("parent_id", None)
+        parent_id: str | None = self._row("parent_id", None)
+        return parent_id
 
     @property
     def root_id(self) -> str:

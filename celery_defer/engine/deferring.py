@@ -33,13 +33,14 @@ class DeferralBook:
         limits: How many there may be.
     """
 
-    def __init__(self, run: Mapping[str, Any], limits: Limits) -> None:
+    def __init__(self, run: Mapping[Any, Any], limits: Limits) -> None:
         self._run = run
         self._limits = limits
         self._known: dict[str, str] = {}
         self._buffer: list[dict[str, Any]] = []
         self._aborts: dict[str, None] = {}
         self._seen: set[str] = set()
+        self._as_written: dict[str, str] = {}
 
     def __bool__(self) -> bool:
         """Whether there is something to commit."""
@@ -54,7 +55,9 @@ class DeferralBook:
         """Whether some were committed and not dispatched."""
         return DeferralState.RECORDED in self._known.values()
 
-    def add(self, deferral_id: str, freeze: Callable[[], FrozenCall], on: When, position: int) -> None:
+    def add(
+        self, deferral_id: str, freeze: Callable[[], FrozenCall], on: When, position: int, *, replaying: bool = False
+    ) -> None:
         """Buffer a deferral unless the run has one with this id.
 
         Args:
@@ -62,13 +65,15 @@ class DeferralBook:
             freeze: Makes the payload; not called for a known id.
             on: The outcome that starts it.
             position: How many records the run has.
+            replaying: Whether the body is answered from records: a second call was warned of then.
 
         Raises:
             LimitExceededError: There would be too many.
             PayloadError: From ``freeze``.
         """
         if deferral_id in self._seen:
-            logger.warning(_DUPLICATE, extra={"run_id": self._run["id"], "deferral_id": deferral_id})
+            if not replaying:
+                logger.warning(_DUPLICATE, extra={"run_id": self._run["id"], "deferral_id": deferral_id})
             return
         if deferral_id in self._known or any(row["deferral_id"] == deferral_id for row in self._buffer):
             self._seen.add(deferral_id)  # a replay, or a second side of a step: silent
@@ -130,22 +135,24 @@ class DeferralBook:
         Returns:
             What is to be published after the commit, and the ids of runs to be cancelled after it.
         """
-        for row in self._buffer:
-            row["state"] = _state(row, outcome)
-        dispatched = [row for row in self._buffer if row["state"] == DeferralState.DISPATCHED]
-        store.deferrals.add(connection, [{**row, "due": _due(row)} for row in self._buffer])
+        # copies: if this commit doesn't land, another outcome may be written
+        rows = [{**row, "state": _state(row, outcome)} for row in self._buffer]
+        self._as_written = {row["deferral_id"]: row["state"] for row in rows}
+        dispatched = [row for row in rows if row["state"] == DeferralState.DISPATCHED]
+        store.deferrals.add(connection, [{**row, "due": _due(row)} for row in rows])
         cancelled: list[str] = []
         if self._aborts:
             found = store.deferrals.abort(connection, self._run["id"], list(self._aborts))
-            cancelled = [row["child_id"] for row in found if row["state"] == DeferralState.DISPATCHED and row["durable"]]
+            gone = [row for row in found if row["state"] == DeferralState.DISPATCHED]
+            cancelled = [row["child_id"] for row in gone if row["durable"]]
         if outcome is not None and self.recorded:
             dispatched += dispatch(connection, store, self._run["id"], outcome)
         return born(connection, store, self._run, dispatched), cancelled
 
     def written(self) -> None:
         """Note that `write` was committed."""
-        for row in self._buffer:
-            self._known[row["deferral_id"]] = row["state"]
+        self._known.update(self._as_written)
+        self._as_written = {}
         for deferral_id in self._aborts:
             self._known[deferral_id] = DeferralState.ABORTED
         self._buffer.clear()
@@ -164,7 +171,7 @@ def dispatch(connection: Connection, store: Store, run_id: str, outcome: RunStat
     return list(store.deferrals.dispatch(connection, run_id, STARTED_BY[outcome], PUBLISH_GRACE))
 
 
-def born(connection: Connection, store: Store, run: Mapping[str, Any], dispatched: Iterable[Any]) -> Outgoing:
+def born(connection: Connection, store: Store, run: Mapping[Any, Any], dispatched: Iterable[Any]) -> Outgoing:
     """Insert the rows of deferred runs; their ids are derived, so a second time inserts nothing.
 
     Args:
@@ -185,7 +192,7 @@ def born(connection: Connection, store: Store, run: Mapping[str, Any], dispatche
     return Outgoing(now, [row for row in rows if not row["durable"] and row["child_id"] in at_once])
 
 
-def _child(run: Mapping[str, Any], ancestors: str, row: Mapping[str, Any]) -> dict[str, Any]:
+def _child(run: Mapping[Any, Any], ancestors: str, row: Mapping[Any, Any]) -> dict[str, Any]:
     return {
         "id": row["child_id"],
         "task": row["task"],
@@ -207,9 +214,9 @@ def _child(run: Mapping[str, Any], ancestors: str, row: Mapping[str, Any]) -> di
     }
 
 
-def _state(row: Mapping[str, Any], outcome: RunState | None) -> str:
+def _state(row: Mapping[Any, Any], outcome: RunState | None) -> str:
     if row["state"] != DeferralState.RECORDED:
-        return row["state"]
+        return str(row["state"])
     if row["start_on"] == When.NOW:
         return str(DeferralState.DISPATCHED)
     if outcome is None:
@@ -218,13 +225,14 @@ def _state(row: Mapping[str, Any], outcome: RunState | None) -> str:
     return str(DeferralState.DISPATCHED if started else DeferralState.ABORTED)
 
 
-def _due(row: Mapping[str, Any]) -> float | None:
+def _due(row: Mapping[Any, Any]) -> float | None:
     if row["durable"] or row["state"] != DeferralState.DISPATCHED:
         return None
     return _delay(row) or PUBLISH_GRACE
 
 
-def _delay(row: Mapping[str, Any]) -> float:
+def _delay(row: Mapping[Any, Any]) -> float:
     if row["eta"] is None:
-        return row["delay"]
-    return max(0.0, (row["eta"] - clock.utcnow()).total_seconds())
+        return float(row["delay"])
+    left: float = (row["eta"] - clock.utcnow()).total_seconds()
+    return max(0.0, left)

@@ -58,7 +58,7 @@ class Call:
 class Ended:
     """The run is over and nobody has announced it: the caller does, from the row."""
 
-    row: Mapping[str, Any]
+    row: Mapping[Any, Any]
 
 
 def process_name(pid: int | None = None) -> str:
@@ -131,7 +131,7 @@ class _Delivery:
         logger.info(_DUPLICATE, extra={**where, "state": found["state"]})
         return None
 
-    def _execution(self, row: Mapping[str, Any], history: Any, claimed_at: Any, asked_at: float) -> Execution:
+    def _execution(self, row: Mapping[Any, Any], history: Any, claimed_at: Any, asked_at: float) -> Execution:
         deadline = asked_at + self._host.settings.lease
         return Execution(row, history, self._host, self._policy, claimed_at, deadline)
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from celery_defer.engine.cancelling import cancel
 from celery_defer.engine.control import Abort, Cancelled, Control, HandOver, LeaseLost, Suspend
 from celery_defer.engine.current import executing, stepping
-from celery_defer.engine.cancelling import cancel
 from celery_defer.engine.deferring import DeferralBook
 from celery_defer.errors import LimitExceededError, NestedStepError, NonRetriableError, UnknownRunError
 from celery_defer.store import StoreAwayError
@@ -29,6 +29,7 @@ _REORDERED = "the order of steps has changed since they were recorded: each is a
 _UNASKED = "the run finished and nobody asked for some of its records: a renamed step has run again"
 BODY = ""  # the step id of a failed go at the body between steps; users' ids are never empty
 LONGEST_ID = 200
+LONGEST_WAIT = 366 * 86400.0
 
 
 @dataclass(slots=True)
@@ -62,10 +63,10 @@ class Execution:
         deadline: Until when, by `clock.monotonic`, the lease holds for sure.
     """
 
-    def __init__(  # noqa: PLR0913 - plain data
+    def __init__(
         self,
-        row: Mapping[str, Any],
-        history: Sequence[Mapping[str, Any]],
+        row: Mapping[Any, Any],
+        history: Sequence[Mapping[Any, Any]],
         host: Host,
         policy: RetryPolicy,
         claimed_at: Any,
@@ -84,13 +85,16 @@ class Execution:
         self.deferrals = DeferralBook(row, host.settings.limits)
         self._bytes = 0
         self._load(history)
-        self._replayable = {key for key, waits in self.waits.items() if key != BODY and waits[-1].kind != "retry"}
-        self._replayable |= self.records.keys()
+        self._recorded = {key for key, waits in self.waits.items() if key != BODY and waits[-1].kind != "retry"}
+        self._recorded |= self.records.keys()
+        self._begun = self._recorded | (self.waits.keys() - {BODY})
+        self._replayable = frozenset(self._begun)
+        self.on_new_ground = False  # a step was run that had no record: what follows is no replay
         self._asked: set[str] = set()
         self._latest = -1
         self._reordered = False
 
-    def _load(self, history: Sequence[Mapping[str, Any]]) -> None:
+    def _load(self, history: Sequence[Mapping[Any, Any]]) -> None:
         for row in history:
             match row["source"]:
                 case "step":
@@ -108,8 +112,8 @@ class Execution:
 
     @property
     def is_replaying(self) -> bool:
-        """Whether some records that the claim loaded weren't asked for yet."""
-        return not self._replayable <= self._asked
+        """Whether some steps that were begun before the claim weren't asked for yet, and no other was run."""
+        return not self.on_new_ground and not self._replayable <= self._asked
 
     @property
     def position(self) -> int:
@@ -177,15 +181,19 @@ class Execution:
             logger.warning(_REORDERED, extra={"run_id": self.fence.run_id, "task": self.row["task"], "step": key})
         self._latest = max(self._latest, position)
 
-    def boundary(self) -> None:
-        """Check, before a body is run that isn't recorded, that this execution may still go on (I2, I9)."""
+    def boundary(self, key: str) -> None:
+        """Check, before a body is run that isn't recorded, that this execution may still go on (I2, I9).
+
+        Args:
+            key: The step that is about to begin.
+        """
         if self.cancelled:
             self.leave(Cancelled())
         if self.host.stopping():
             self.leave(HandOver())
         if clock.monotonic() > self.deadline:
             self._confirm()
-        if len(self.records) + len(self.waits) >= self.host.settings.limits.steps:
+        if key not in self._begun and len(self._begun) >= self.host.settings.limits.steps:
             reason = (
                 f"run {self.fence.run_id} has {self.host.settings.limits.steps} steps (defer_max_steps):"
                 " let it start further runs for the rest"
@@ -222,8 +230,11 @@ class Execution:
         try:
             return self.host.store.persist(attempt, self.deadline if until is None else until)
         except StoreAwayError:
-            logger.warning("the database is away: the run is left to whoever finds its lease run out",
-                           extra={"run_id": self.fence.run_id}, exc_info=True)
+            logger.warning(
+                "the database is away: the run is left to whoever finds its lease run out",
+                extra={"run_id": self.fence.run_id},
+                exc_info=True,
+            )
             self.leave(LeaseLost())
 
     def added(self, key: str, record: Record) -> None:
@@ -234,6 +245,7 @@ class Execution:
             record: What was recorded.
         """
         self.records[key] = record
+        self._begun.add(key)
         self._bytes += len(record.result or "")
         if self._bytes > self.host.settings.limits.run_bytes:
             reason = (
@@ -267,14 +279,14 @@ class Execution:
             if known[0].wake_at <= self.claimed_at:
                 return
             self.leave(Suspend("sleep", key, 0, known[0].wake_at, known=True))
-        self.boundary()
+        self.boundary(key)
         wake = seconds()
         if (wake if isinstance(wake, float) else (wake - clock.utcnow()).total_seconds()) > 0:
             self.leave(Suspend("sleep", key, 0, wake))
 
     def note_unasked(self) -> None:
         """Log the records of a finished run that its body didn't ask for."""
-        unasked = sorted(self._replayable - self._asked)
+        unasked = sorted(self._recorded - self._asked)
         if unasked:
             logger.warning(_UNASKED, extra={"run_id": self.fence.run_id, "task": self.row["task"], "steps": unasked})
 
@@ -294,3 +306,19 @@ def check_id(step_id: Any) -> None:
     if not 0 < len(step_id) <= LONGEST_ID:
         reason = f"a step id must have 1 to {LONGEST_ID} characters, found {len(step_id)}: shorten {step_id!r:.40}"
         raise NonRetriableError(reason)
+    if not is_storable(step_id):
+        reason = f"a step id can't have NUL characters or half surrogate pairs, found {step_id!r:.80}: leave them out"
+        raise NonRetriableError(reason)
+
+
+def is_storable(text: str) -> bool:
+    """Tell whether every database takes a text: PostgreSQL refuses NUL, no driver writes half a surrogate pair.
+
+    Args:
+        text: Any text.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text

@@ -7,7 +7,7 @@ commits, then Celery hears of it. So nobody resumes a run whose old execution is
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from celery_defer.engine import steps
@@ -58,7 +58,7 @@ class Finished:
     state: RunState
     result: str | None = None
     error: Exception | None = None
-    outgoing: Outgoing = Outgoing()
+    outgoing: Outgoing = field(default_factory=Outgoing)
 
 
 def execute(execution: Execution, body: Callable[[], Any], codec: Codec) -> Finished | Left:
@@ -98,7 +98,7 @@ class _Executor:
         # a body that swallowed the way out is out all the same
         return outcome if execution.leaving is None else execution.leaving
 
-    def settle(self, outcome: Any) -> Finished | Left:
+    def settle(self, outcome: Any) -> Finished | Left:  # noqa: PLR0911 - the table of outcomes
         """Commit what an outcome means."""
         try:
             match outcome:
@@ -217,7 +217,8 @@ class _Executor:
         execution.publish(published[0])
         execution.drop_runs(published[1])
         delay = suspension.wake if isinstance(suspension.wake, float) else None
-        execution.host.arm(execution.fence.run_id, wake_at, delay)
+        if wake_at is not None:  # else the answer of the commit was lost: the sweep wakes the run
+            execution.host.arm(execution.fence.run_id, wake_at, delay)
         return Left()
 
     def _hand_over(self) -> Left:

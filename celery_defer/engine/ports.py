@@ -44,8 +44,8 @@ class FrozenCall:
 class Outgoing:
     """What a commit asks to be published: run rows, and deferral rows of plain targets."""
 
-    runs: Sequence[Mapping[str, Any]] = ()
-    plain: Sequence[Mapping[str, Any]] = ()
+    runs: Sequence[Mapping[Any, Any]] = ()
+    plain: Sequence[Mapping[Any, Any]] = ()
 
     def __bool__(self) -> bool:
         return bool(self.runs or self.plain)
@@ -57,13 +57,16 @@ class Host(Protocol):
     @property
     def store(self) -> Store:
         """The store."""
+        ...
 
     @property
     def settings(self) -> Settings:
         """The settings."""
+        ...
 
     def stopping(self) -> bool:
         """Tell whether this worker is shutting down."""
+        ...
 
     def publish(self, outgoing: Outgoing) -> None:
         """Publish what was committed; the sweep does so again for what didn't get out (I5)."""

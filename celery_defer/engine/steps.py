@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 from celery_defer.engine.attempt import Attempt, Options, replay
 from celery_defer.engine.calling import call
 from celery_defer.engine.current import executing
-from celery_defer.engine.execution import check_id
+from celery_defer.engine.execution import LONGEST_WAIT, check_id
 from celery_defer.errors import NotInRunError
 from celery_defer.words import clock
 from celery_defer.words.codec import codec_for, result_codec
@@ -17,7 +17,8 @@ from celery_defer.words.durations import moment, seconds
 from celery_defer.words.states import StepKind
 
 if TYPE_CHECKING:
-    from datetime import datetime, timedelta
+    from collections.abc import Callable, Coroutine
+    from datetime import datetime
 
     from sqlalchemy import Connection
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 logger = logging.getLogger("celery_defer.run")
 
@@ -35,7 +37,6 @@ _LOST_CONTEXT = (
     "a step was called without a run while this worker executes runs: a thread that the body started doesn't see the"
     " run; start it with contextvars.copy_context().run"
 )
-_LONGEST_SLEEP = 366 * 86400.0
 
 
 class StepRunner:
@@ -47,7 +48,7 @@ class StepRunner:
         self._options = options
 
     @overload
-    def run(self, id: str, fn: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    def run(self, id: str, fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
 
     @overload
     def run(self, id: str, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
@@ -83,13 +84,26 @@ class StepRunner:
         known = execution.records.get(key)
         if known is not None:
             return replay(known, key, self._options.codec or result_codec(fn))
-        execution.boundary()
+        execution.boundary(key)
         attempt = Attempt(execution, key, StepKind.RUN, fn, self._options)
         return attempt.run(lambda: call(fn, args, kwargs, timeout))
 
+    @overload
+    def transaction(
+        self,
+        id: str,
+        fn: Callable[Concatenate[Connection, P], Coroutine[Any, Any, R]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R: ...
+
+    @overload
     def transaction(
         self, id: str, fn: Callable[Concatenate[Connection, P], R], /, *args: P.args, **kwargs: P.kwargs
-    ) -> R:
+    ) -> R: ...
+
+    def transaction(self, id: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """As `run`, but ``fn``'s first argument is a connection of the defer database, in a transaction.
 
         What ``fn`` writes on it and the step's record commit together: the effects are exactly once, also if the
@@ -111,9 +125,23 @@ class StepRunner:
         known = execution.records.get(key)
         if known is not None:
             return replay(known, key, self._options.codec or result_codec(fn))
-        execution.boundary()
+        execution.boundary(key)
         attempt = Attempt(execution, key, StepKind.TRANSACTION, fn, self._options)
         return attempt.transaction(lambda connection: call(fn, (connection, *args), kwargs, timeout))
+
+
+class TypedRunner(Protocol[R_co]):
+    """A `StepRunner` whose results are of the type given as ``returns``."""
+
+    def run(self, id: str, fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """As `StepRunner.run`."""
+        ...
+
+    def transaction(
+        self, id: str, fn: Callable[Concatenate[Connection, P], object], /, *args: P.args, **kwargs: P.kwargs
+    ) -> R_co:
+        """As `StepRunner.transaction`."""
+        ...
 
 
 class StepApi(StepRunner):
@@ -121,9 +149,24 @@ class StepApi(StepRunner):
 
     __slots__ = ()
 
+    @overload
+    def with_options(
+        self, *, retries: int | None = None, timeout: float | str | timedelta | None = None, returns: None = None
+    ) -> StepRunner: ...
+
+    @overload
+    def with_options(
+        self, *, retries: int | None = None, timeout: float | str | timedelta | None = None, returns: type[R]
+    ) -> TypedRunner[R]: ...
+
+    @overload
+    def with_options(
+        self, *, retries: int | None = None, timeout: float | str | timedelta | None = None, returns: object
+    ) -> TypedRunner[Any]: ...
+
     def with_options(
         self, *, retries: int | None = None, timeout: float | str | timedelta | None = None, returns: Any = None
-    ) -> StepRunner:
+    ) -> Any:
         """Return a runner with overrides for one step.
 
         Args:
@@ -156,7 +199,7 @@ class StepApi(StepRunner):
             NotInRunError: There is no run.
         """
         execution = _inside(id, "step.sleep")
-        execution.sleep(id, lambda: _checked_sleep(seconds(duration)))
+        execution.sleep(id, lambda: _checked_sleep(_not_negative(duration)))
 
     def sleep_until(self, id: str, when: datetime | str, /) -> None:
         """Suspend the run until a time.
@@ -173,8 +216,16 @@ class StepApi(StepRunner):
         execution.sleep(id, lambda: _checked_moment(moment(when)))
 
 
+def _not_negative(duration: float | str | timedelta) -> float:
+    if isinstance(duration, timedelta):
+        return seconds(max(duration, timedelta(0)))
+    if isinstance(duration, int | float) and not isinstance(duration, bool) and duration < 0:
+        return 0.0
+    return seconds(duration)
+
+
 def _checked_sleep(duration: float) -> float:
-    if duration > _LONGEST_SLEEP:
+    if duration > LONGEST_WAIT:
         reason = f"a sleep can last a year at most, found {duration:g} seconds: sleep in pieces"
         raise ValueError(reason)
     return float(duration)

@@ -35,7 +35,9 @@ class Cipher:
         try:
             self._fernet = MultiFernet([Fernet(key) for key in keys])
         except (ValueError, TypeError) as error:
-            reason = f"defer_encryption_keys can't be used: {error}: make keys with cryptography's Fernet.generate_key()"
+            reason = (
+                f"defer_encryption_keys can't be used: {error}: make keys with Fernet.generate_key() of cryptography"
+            )
             raise ConfigError(reason) from error
         self._invalid = InvalidToken
 

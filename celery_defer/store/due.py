@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Float, and_, bindparam, case, delete, exists, false, func, literal, null, or_, select, true, tuple_, update
+from sqlalchemy import (
+    Float,
+    and_,
+    bindparam,
+    case,
+    delete,
+    exists,
+    false,
+    func,
+    literal,
+    null,
+    or_,
+    select,
+    true,
+    tuple_,
+    update,
+)
 
 from celery_defer.store.sql import after, now
 from celery_defer.words.states import RUN, TERMINAL, DeferralState, RunState, sources, target
@@ -66,6 +82,7 @@ class Due:
         progressed = exists().where(step.c.run_id == run.c.id, step.c.epoch == run.c.epoch).correlate(run)
         rescued = {**to_publish, "lease_until": null(), "crashes": case((progressed, 1), else_=run.c.crashes + 1)}
         lapsed = and_(running, run.c.lease_until < now())
+        process = bindparam("process", type_=run.c.owner.type)
         self._rescue = (
             update(run).where(run.c.id.in_(some(lapsed, ~run.c.cancel_requested))).values(**rescued).returning(run)
         )
@@ -74,7 +91,8 @@ class Due:
             .where(
                 run.c.id == bindparam("run_id"),
                 running,
-                run.c.owner.startswith(bindparam("process"), autoescape=False),
+                # not LIKE: a host's name may hold what that takes for a wildcard, and SQLite's ignores case
+                func.substr(run.c.owner, 1, func.length(process)) == process,
                 run.c.cancel_requested.is_(false()),
             )
             .values(**rescued)
@@ -112,13 +130,19 @@ class Due:
         parent = run.alias("parent")
         live_child = exists().where(child.c.parent_id == run.c.id, child.c.state.not_in(TERMINAL)).correlate(run)
         live_parent = exists().where(parent.c.id == run.c.parent_id, parent.c.state.not_in(TERMINAL)).correlate(run)
+        line = run.alias("line")
+        live_line = (
+            exists()
+            .where(line.c.root_id == run.c.id, line.c.parent_id.is_not(null()), line.c.state.not_in(TERMINAL))
+            .correlate(run)
+        )
         undispatched = (
             exists().where(deferral.c.run_id == run.c.id, deferral.c.publish_at.is_not(null())).correlate(run)
         )
         self._old = select(run.c.id).where(
             over, run.c.announced_at.is_not(null()), run.c.finished_at < after("ago"), ~live_child, ~live_parent
         )
-        self._old = self._old.where(~undispatched).limit(bindparam("most"))
+        self._old = self._old.where(~live_line, ~undispatched).limit(bindparam("most"))
         self._prune = [
             delete(table).where(table.c.run_id.in_(bindparam("ids", expanding=True)))
             for table in (step, wait, deferral)
@@ -140,12 +164,14 @@ class Due:
 
     def upcoming(self, connection: Connection, ahead: float, most: int) -> list[tuple[str, datetime, datetime]]:
         """Return id, wake time and the database's clock of waiting runs that are due within ``ahead`` seconds."""
-        return [tuple(row) for row in connection.execute(self._upcoming, {"ahead": ahead, "most": most})]
+        found = connection.execute(self._upcoming, {"ahead": ahead, "most": most})
+        return [(run_id, wake_at, now_) for run_id, wake_at, now_ in found]
 
     def next_due(self, connection: Connection, ahead: float) -> float:
         """Return the seconds until a wait ends or something is to be published, at most ``ahead``."""
         now_, *times = connection.execute(self._next_due).one()
-        return min([ahead, *((at - now_).total_seconds() for at in times if at is not None)])
+        left: list[float] = [(at - now_).total_seconds() for at in times if at is not None]
+        return min([ahead, *left])
 
     def wake(self, connection: Connection, ids: Sequence[str], grace: float) -> Sequence[RowMapping]:
         """Make waiting runs pending whose time has come.
@@ -204,7 +230,7 @@ class Due:
         connection.execute(self._announced, {"ids": list(ids)})
 
     def old(self, connection: Connection, age: float, most: int) -> list[str]:
-        """Return finished runs older than ``age`` seconds that no live run, parent or child, refers to."""
+        """Return finished runs older than ``age`` seconds that no live parent, child or other descendant refers to."""
         return list(connection.execute(self._old, {"ago": -age, "most": most}).scalars())
 
     def prune(self, connection: Connection, ids: Sequence[str]) -> None:

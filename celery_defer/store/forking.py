@@ -18,37 +18,46 @@ class _Gate:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._inside = 0
+        self._forking = False
         self._own = threading.local()
 
     def __enter__(self) -> None:
+        own = getattr(self._own, "count", 0)
         with self._changed:
+            # who is inside already is let through: the fork waits for it
+            while self._forking and not own:
+                self._changed.wait()
             self._inside += 1
-        self._own.count = getattr(self._own, "count", 0) + 1
+        self._own.count = own + 1
 
     def __exit__(self, *_error: object) -> None:
         self._own.count -= 1
         with self._changed:
             self._inside -= 1
-            if not self._inside:
+            if self._forking:
                 self._changed.notify_all()
 
     def before_fork(self) -> None:
         self._changed.acquire()
+        while self._forking:  # another thread's fork comes first
+            self._changed.wait()
+        # nobody enters from here on: threads that come back at once would starve the fork
+        self._forking = True
         own = getattr(self._own, "count", 0)
         self._changed.wait_for(lambda: self._inside <= own, timeout=_PATIENCE)
 
     def after_in_parent(self) -> None:
+        self._forking = False
+        self._changed.notify_all()
         self._changed.release()
 
     def after_in_child(self) -> None:
         own = getattr(self._own, "count", 0)
         self._changed = threading.Condition()
-        self._inside = own
+        self._inside, self._forking = own, False
         self._own = threading.local()
         self._own.count = own
 
 
 gate = _Gate()
-os.register_at_fork(
-    before=gate.before_fork, after_in_parent=gate.after_in_parent, after_in_child=gate.after_in_child
-)
+os.register_at_fork(before=gate.before_fork, after_in_parent=gate.after_in_parent, after_in_child=gate.after_in_child)

@@ -17,7 +17,7 @@ from celery_defer.words.states import RUN, RunState, sources, target
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from sqlalchemy import Connection, RowMapping, Table, Update
+    from sqlalchemy import ColumnElement, Connection, RowMapping, Table, Update
 
     from celery_defer.store.tables import Tables
     from celery_defer.words.records import Fence
@@ -39,7 +39,8 @@ class Runs:
             lease_until=after("lease"), created_at=now(), started_at=now()
         )
         mine = and_(run.c.id == bindparam("run_id"), run.c.epoch == bindparam("fence"))
-        self._claim = self._claim_statement(run, step)
+        progressed = exists().where(step.c.run_id == run.c.id, step.c.epoch == run.c.epoch).correlate(run)
+        self._claim = self._claim_statement(run, case((progressed, 1), else_=run.c.crashes + 1))
         self._look = select(run, (run.c.lease_until > now()).label("alive")).where(run.c.id == bindparam("run_id"))
         uncancelled = and_(mine, run.c.state == RunState.RUNNING, run.c.cancel_requested.is_(false()))
         self._suspend = (
@@ -50,13 +51,20 @@ class Runs:
                 waiting_for=bindparam("waiting_for"),
                 wake_at=func.coalesce(bindparam("until", type_=run.c.wake_at.type), after("delay")),
                 lease_until=null(),
+                crashes=0,  # what it waits for is recorded with it: the run got on
             )
             .returning(run.c.wake_at)
         )
         self._hand_over = (
             update(run)
             .where(mine, run.c.state.in_(sources(RUN, "hand_over")))
-            .values(state=target(RUN, "hand_over"), lease_until=null(), publish_at=after("grace"), publishes=0)
+            .values(
+                state=target(RUN, "hand_over"),
+                lease_until=null(),
+                publish_at=after("grace"),
+                publishes=0,
+                crashes=case((progressed, 0), else_=run.c.crashes),
+            )
             .returning(run)
         )
         self._finish = {
@@ -87,15 +95,11 @@ class Runs:
         self._rewrite_call = (
             update(run)
             .where(mine)
-            .values(
-                message=bindparam("new_message"), args=bindparam("new_args"), kwargs=bindparam("new_kwargs")
-            )
+            .values(message=bindparam("new_message"), args=bindparam("new_args"), kwargs=bindparam("new_kwargs"))
         )
 
     @staticmethod
-    def _claim_statement(run: Table, step: Table) -> Update:
-        progressed = exists().where(step.c.run_id == run.c.id, step.c.epoch == run.c.epoch).correlate(run)
-        crashes = case((progressed, 1), else_=run.c.crashes + 1)
+    def _claim_statement(run: Table, crashes: ColumnElement[int]) -> Update:
         taken_over = and_(run.c.state == RunState.RUNNING, run.c.lease_until < now())
         return (
             update(run)
@@ -271,8 +275,8 @@ class Runs:
             The row, or None if the lease is lost or (unless the move is ``cancel``) the run is to be cancelled.
         """
         values = {"new_result": result, "new_error": error, "lease": lease}
-        statement = self._finish[move]
-        return connection.execute(statement, {"run_id": fence.run_id, "fence": fence.epoch, **values}).mappings().first()
+        values = {"run_id": fence.run_id, "fence": fence.epoch, **values}
+        return connection.execute(self._finish[move], values).mappings().first()
 
     def request_cancel(self, connection: Connection, run_id: str) -> bool:
         """Ask a running run to end; its epoch stays, so that the record in flight lands and learns of it.
@@ -300,4 +304,3 @@ class Runs:
         """
         values = {"run_id": run_id, "new_result": None, "new_error": error, "grace": grace}
         return connection.execute(self._cancel_unowned, values).mappings().first()
-

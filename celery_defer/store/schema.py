@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +14,13 @@ from sqlalchemy.exc import DBAPIError
 from celery_defer.errors import SchemaError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy import Connection
 
     from celery_defer.store.store import Store
+
+logger = logging.getLogger("celery_defer.schema")
 
 # What this code's tables are. Migrations are additive within a minor version, so code may run on newer tables
 # as long as their row in the schema table says that its revision is still served.
@@ -27,9 +33,12 @@ def revision(store: Store) -> tuple[int, int]:
 
     Args:
         store: Whose tables.
+
+    Raises:
+        SchemaError: The database can't be reached, or refuses.
     """
     schema = store.tables.schema
-    with store.autocommit() as connection:
+    with _refusals(store, "read"), store.autocommit() as connection:
         try:
             row = connection.execute(select(schema.c.revision, schema.c.oldest)).first()
         except DBAPIError:
@@ -46,7 +55,7 @@ def ready(store: Store) -> bool:
         store: Whose tables.
 
     Raises:
-        SchemaError: The tables are newer than this code and no longer serve it.
+        SchemaError: The tables are newer than this code and no longer serve it, or the database can't be reached.
     """
     found, oldest = revision(store)
     if oldest > REVISION:
@@ -89,17 +98,38 @@ def migrate(store: Store) -> bool:
         Whether this call changed anything.
 
     Raises:
-        SchemaError: The tables are newer than this code and no longer serve it.
+        SchemaError: The tables are newer than this code and no longer serve it, or the database can't be reached
+            or refuses the change.
     """
     if ready(store):
         return False
-    with store.transaction() as connection:
+    with _refusals(store, "migrated"), store.transaction() as connection:
         _lock(store, connection)
         before = _locked_revision(store, connection)
         if before >= REVISION:
             return False
         _upgrade(store, connection)
-        return True
+    # a death before the commit leaves the tables as they were
+    logger.info(
+        "the tables of celery_defer were brought up to date",
+        extra={"namespace": store.tables.namespace, "before": before, "revision": REVISION},
+    )
+    return True
+
+
+@contextmanager
+def _refusals(store: Store, what: str) -> Iterator[None]:
+    """Say what the driver's error means for whoever starts this process."""
+    try:
+        yield
+    except DBAPIError as error:
+        where = store.url.difference_update_query(["password"]).render_as_string(hide_password=True)
+        reason = (
+            f"the tables of {store.tables.namespace!r} can't be {what}: the database at {where} answered"
+            f" {type(error.orig).__name__}: {str(error.orig).strip()}: see that it is up and that this user may"
+            " use it, or correct defer_database_url"
+        )
+        raise SchemaError(reason) from error
 
 
 def _locked_revision(store: Store, connection: Connection) -> int:
@@ -118,12 +148,25 @@ def _lock(store: Store, connection: Connection) -> None:
 
 
 def _upgrade(store: Store, connection: Connection) -> None:
-    from alembic import command  # noqa: PLC0415 - slow to import, and rarely needed
-    from alembic.config import Config  # noqa: PLC0415
+    with _quiet():
+        from alembic import command  # noqa: PLC0415 - slow to import, and rarely needed
+        from alembic.config import Config  # noqa: PLC0415 - as above
 
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    config.set_main_option("path_separator", "os")
-    config.attributes["connection"] = connection
-    config.attributes["namespace"] = store.tables.namespace
-    command.upgrade(config, "head")
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        config.set_main_option("path_separator", "os")
+        config.attributes["connection"] = connection
+        config.attributes["namespace"] = store.tables.namespace
+        command.upgrade(config, "head")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # Alembic tells its inner life at INFO, from the import on; a worker's log has no use for it
+    alembic = logging.getLogger("alembic")
+    before = alembic.level
+    alembic.setLevel(max(logging.WARNING, before))
+    try:
+        yield
+    finally:
+        alembic.setLevel(before)

@@ -53,7 +53,8 @@ class Moment(TypeDecorator[datetime]):
             return None
         if dialect.name == "sqlite":
             return datetime.fromisoformat(value).replace(tzinfo=UTC)
-        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+        moment: datetime = value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+        return moment
 
 
 class Encrypted(TypeDecorator[str]):
@@ -109,7 +110,7 @@ class after(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL functio
     def __init__(self, seconds: float | str | ColumnElement[Any]) -> None:
         if isinstance(seconds, str):
             seconds = bindparam(seconds, type_=Float())
-        super().__init__(seconds)  # type: ignore[arg-type]
+        super().__init__(seconds)
 
 
 @compiles(now, "postgresql")
@@ -144,7 +145,7 @@ def _(element: after, compiler: SQLCompiler, **kw: Any) -> str:
     return f"TIMESTAMPADD(MICROSECOND, CAST({seconds} * 1000000 AS SIGNED), UTC_TIMESTAMP(6))"
 
 
-_INSERTS = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
+_INSERTS: dict[str, Any] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
 
 def insert_once(dialect: str, table: Table, returning: Iterable[ColumnElement[Any]] = ()) -> Insert:
@@ -155,5 +156,5 @@ def insert_once(dialect: str, table: Table, returning: Iterable[ColumnElement[An
         table: Where to.
         returning: Which columns to return of rows that are new; the primary key if none are given.
     """
-    statement = _INSERTS[dialect](table).on_conflict_do_nothing()
+    statement: Insert = _INSERTS[dialect](table).on_conflict_do_nothing()
     return statement.returning(*(returning or table.primary_key.columns))

@@ -12,7 +12,7 @@ from celery_defer.words.states import RunState
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from sqlalchemy import Connection, RowMapping, Select
+    from sqlalchemy import Connection, RowMapping
 
     from celery_defer.store.tables import Tables
     from celery_defer.words.records import Fence
@@ -53,14 +53,14 @@ class Steps:
         self._history = self._history_statement(step, wait, deferral)
 
     @staticmethod
-    def _row(step: Any, owner: Any) -> tuple[list[str], Select[Any]]:
+    def _row(step: Any, owner: Any) -> tuple[list[str], Any]:
         values = [owner.c.id, owner.c.epoch, *(bindparam(name, type_=step.c[name].type) for name in _FIELDS)]
         values += [after("began"), now()]
         return ["run_id", "epoch", *_FIELDS, "started_at", "finished_at"], select(*values)
 
     @staticmethod
     def _history_statement(step: Any, wait: Any, deferral: Any) -> Any:
-        def part(source: str, table: Any, columns: Sequence[Any]) -> Select[Any]:
+        def part(source: str, table: Any, columns: Sequence[Any]) -> Any:
             labels = ("id", "kind", "state", "position", "attempt", "result", "error", "at", "until")
             labelled = [column.label(name) for column, name in zip(columns, labels, strict=True)]
             return select(literal(source).label("source"), *labelled).where(table.c.run_id == bindparam("run_id"))
@@ -90,7 +90,7 @@ class Steps:
             Whether the run is to be cancelled and whether the record is new; None if the lease is lost, or
             (on SQLite) there is such a record already: `find` tells.
         """
-        found = connection.execute(self._record, {**row, "run_id": fence.run_id, "fence": fence.epoch}).first()
+        found: Any = connection.execute(self._record, {**row, "run_id": fence.run_id, "fence": fence.epoch}).first()
         return None if found is None else (bool(found[0]), bool(found[1]))
 
     def find(self, connection: Connection, run_id: str, step_id: str) -> RowMapping | None:

@@ -123,7 +123,8 @@ class Store:
     def close(self) -> None:
         """Close this process's connections; the next use opens new ones."""
         if self._engine is not None:
-            self._engine.dispose()
+            with gate:
+                self._engine.dispose()
             self._engine = None
 
     def _open(self) -> Engine:
@@ -183,7 +184,9 @@ def _checked(url: str) -> URL:
     try:
         found.get_dialect().import_dbapi()
     except ImportError as error:
-        reason = f"defer_database_url needs a driver that isn't installed ({error}): pip install celery_defer[postgresql]"
+        reason = (
+            f"defer_database_url needs a driver that isn't installed ({error}): pip install celery_defer[postgresql]"
+        )
         raise ConfigError(reason) from error
     return found
 

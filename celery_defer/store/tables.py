@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from sqlalchemy import (
@@ -141,6 +140,7 @@ class Tables:
             self._index("run_announce", "publish_at", where=f"announced_at IS NULL AND {terminal}"),
             Index(f"{self.namespace}_run_created", "created_at", "id"),
             self._index("run_parent", "parent_id", where="parent_id IS NOT NULL"),
+            self._index("run_root", "root_id", where="parent_id IS NOT NULL"),
         )
 
     def _step(self, payload: TypeEngine[str]) -> Table:
@@ -203,5 +203,3 @@ class Tables:
             self._index("deferral_publish", "publish_at", where=f"state = '{DeferralState.DISPATCHED}'"),
             Index(f"{self.namespace}_deferral_child", "child_id"),
         )
-
-

@@ -84,4 +84,4 @@ class RetryPolicy:
             attempt: The number of the attempt that failed, from 0.
         """
         longest = min(self.backoff_max, self.backoff * 2.0 ** min(attempt, 60))
-        return random.uniform(0, longest) if self.jitter else longest  # noqa: S311 - nothing secret
+        return random.uniform(0, longest) if self.jitter else longest

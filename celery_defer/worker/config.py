@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,10 @@ _KNOWN = frozenset(
     )
 )  # fmt: skip
 _HERE = ("", "localhost", "::1", "[::1]")
-_LONGEST_NAMESPACE = 40
+_LOCAL = ("memory", "filesystem")
+# Transports whose URL needs no host and whose broker is never here.
+_HOSTED = ("sqs", "azureservicebus", "azurestoragequeues", "gcpubsub")
+_NAMESPACE = re.compile("[A-Za-z][A-Za-z0-9_]{0,39}")
 
 
 class Config:
@@ -43,6 +47,7 @@ class Config:
     def __init__(self, app: Any) -> None:
         self._app = app
         self._check_names()
+        self._check_later_ones()
         self.auto_migrate = self._flag("auto_migrate", default=True)
         lease = self._duration("lease", 30.0, at_least=1.0)
         self.settings = Settings(
@@ -65,18 +70,25 @@ class Config:
         Raises:
             ConfigError: It can't be used, or none is named and the broker is on another machine.
         """
-        keys = self._get("encryption_keys") or ()
-        keys = [keys] if isinstance(keys, str | bytes) else list(keys)
+        keys = self._keys()
         namespace = self._get("namespace", "celery_defer")
-        if not isinstance(namespace, str) or not namespace.isidentifier() or len(namespace) > _LONGEST_NAMESPACE:
+        if not isinstance(namespace, str) or not _NAMESPACE.fullmatch(namespace):
             reason = (
-                f"defer_namespace must be a name of letters, digits and underscores, at most {_LONGEST_NAMESPACE},"
-                f" found {namespace!r}"
+                "defer_namespace must be a name of letters, digits and underscores, at most 40 of them, and begin with"
+                f" a letter, found {namespace!r}"
             )
             raise ConfigError(reason)
         store = Store(self._url(), namespace, Cipher(keys) if keys else None)
         logger.info("celery_defer keeps its runs in %s", store.url.render_as_string(hide_password=True))
         return store
+
+    def _keys(self) -> list[str]:
+        value = self._get("encryption_keys") or []
+        keys = [value] if isinstance(value, str | bytes) else value
+        if not isinstance(keys, list | tuple) or not all(isinstance(key, str | bytes) for key in keys):
+            reason = f"defer_encryption_keys must be a list of Fernet keys, newest first, found {type(value).__name__}"
+            raise ConfigError(reason)
+        return [key.decode() if isinstance(key, bytes) else key for key in keys]
 
     def _url(self) -> str:
         url = self._get("database_url")
@@ -85,20 +97,34 @@ class Config:
                 reason = f"defer_database_url must be text, found {type(url).__name__}: give a SQLAlchemy URL"
                 raise ConfigError(reason)
             return str(url)
-        broker = self._app.connection_for_write()
-        if broker.transport_cls not in ("memory", "filesystem") and not _is_here(broker.hostname or ""):
+        host = _elsewhere(self._app.connection_for_write())
+        if host is not None:
             reason = (
-                f"the broker is on {broker.hostname}, so other machines may work on the same runs, and the default"
+                f"the broker is on {host}, so other machines may work on the same runs, and the default"
                 f" database ({DEFAULT_DATABASE}) is a file on this one: set defer_database_url"
             )
             raise ConfigError(reason)
         return f"sqlite:///{Path(DEFAULT_DATABASE.removeprefix('sqlite:///')).absolute()}"
 
     def _check_names(self) -> None:
-        for name in _names(self._app.conf):
-            if name.startswith("defer_") and name not in _KNOWN:
-                reason = f"there is no setting {name!r}: check its spelling; known are {', '.join(sorted(_KNOWN))}"
+        for key, name in _names(self._app):
+            if name is None and key.lower() in _KNOWN:
+                reason = f"Celery doesn't read the setting {key!r}: write {key.lower()!r}"
                 raise ConfigError(reason)
+            if name is not None and name.startswith("defer_") and name not in _KNOWN:
+                reason = f"there is no setting {key!r}: check its spelling; known are {', '.join(sorted(_KNOWN))}"
+                raise ConfigError(reason)
+
+    def _check_later_ones(self) -> None:
+        """Check what nothing of this version reads."""
+        for name in ("queue", "redis_url"):
+            value = self._get(name, "unset")
+            if not isinstance(value, str) or not value:
+                reason = f"defer_{name} must be text, found {value!r}"
+                raise ConfigError(reason)
+        if self._get("event_log", "used") not in ("used", "all"):
+            reason = f"defer_event_log must be 'used' or 'all', found {self._get('event_log')!r}"
+            raise ConfigError(reason)
 
     def _get(self, name: str, default: Any = None) -> Any:
         value = self._app.conf.get(f"defer_{name}")
@@ -106,7 +132,7 @@ class Config:
 
     def _none(self, name: str) -> bool:
         key = f"defer_{name}"
-        return key in _names(self._app.conf) and self._app.conf.get(key) is None
+        return any(name == key for _, name in _names(self._app)) and self._app.conf.get(key) is None
 
     def _flag(self, name: str, *, default: bool) -> bool:
         value = self._get(name, default)
@@ -135,13 +161,27 @@ class Config:
         return found
 
 
-def _names(conf: Any) -> Iterator[str]:
-    prefix = (getattr(conf, "prefix", None) or "").lower()
-    for source in conf.maps:
-        for key in source:
-            name = str(key).lower()
-            yield name.removeprefix(prefix) if prefix else name
+def _names(app: Any) -> Iterator[tuple[str, str | None]]:
+    """Yield each key of the configuration, and the setting that Celery takes it for; None if it takes it for none."""
+    app.conf.get("defer_lease")  # before the first read there is a placeholder, which doesn't know the namespace
+    prefix = (app.conf.prefix or "").lower()
+    for source in app.conf.maps:
+        for key in map(str, source):
+            if prefix and key.lower().startswith(prefix):
+                yield key, key.lower().removeprefix(prefix)
+            elif key.islower():
+                yield key, key
+            elif not prefix:
+                yield key, None
 
 
-def _is_here(host: str) -> bool:
-    return host in _HERE or host.startswith(("127.", "/"))
+def _elsewhere(broker: Any) -> str | None:
+    """Return the first host of a broker that isn't this machine."""
+    for each in [type(broker)(url) for url in broker.alt] or [broker]:
+        if each.transport_cls in _HOSTED:
+            return str(each.transport_cls)
+        host = each.hostname or ""
+        # kombu names a unix socket so
+        if each.transport_cls not in _LOCAL and host not in _HERE and not host.startswith(("127.", "/", "socket:")):
+            return str(host)
+    return None

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from celery_defer.engine.current import executing
-from celery_defer.engine.execution import LONGEST_ID
+from celery_defer.engine.execution import LONGEST_ID, is_storable
 from celery_defer.errors import DurableError, PayloadError
 from celery_defer.words.states import When
 from celery_defer.worker.frozen import freeze
 from celery_defer.worker.task import DurableMixin
+
+if TYPE_CHECKING:
+    from celery_defer.worker.typed import Canvas
 
 logger = logging.getLogger("celery_defer.defer")
 
@@ -45,7 +48,13 @@ class Deferral:
             execution.deferrals.abort(self.id)
 
 
-def defer(id: str, signature: Any, /, *, on: str = "finish") -> Deferral:
+def defer(
+    id: str,
+    signature: Canvas,
+    /,
+    *,
+    on: Literal["finish", "success", "failure", "cancel", "now"] = "finish",
+) -> Deferral:
     """Ask for a follow-up run, which starts when this run is final.
 
     Recorded in the same commit as whatever the run commits next; inside a step in the same commit as the step's
@@ -83,7 +92,7 @@ def defer(id: str, signature: Any, /, *, on: str = "finish") -> Deferral:
         def frozen() -> Any:
             return freeze(signature, run["id"], run["root_id"], id, _is_durable)
 
-        execution.deferrals.add(id, frozen, when, execution.position)
+        execution.deferrals.add(id, frozen, when, execution.position, replaying=execution.is_replaying)
     except DurableError as error:
         if execution.host.settings.strict:
             raise
@@ -98,6 +107,9 @@ def _is_durable(task: Any) -> bool:
 def _checked(deferral_id: Any, on: str) -> When:
     if not isinstance(deferral_id, str) or not 0 < len(deferral_id) <= LONGEST_ID:
         reason = f"a deferral's id must be text of 1 to {LONGEST_ID} characters, found {deferral_id!r:.80}"
+        raise PayloadError(reason)
+    if not is_storable(deferral_id):
+        reason = f"a deferral's id can't have NUL characters or half surrogate pairs, found {deferral_id!r:.80}"
         raise PayloadError(reason)
     try:
         return When(on)

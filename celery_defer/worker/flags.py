@@ -24,7 +24,7 @@ def stopping() -> bool:
     return bool(_shared[_STOPPING])
 
 
-def send_events(enabled: bool) -> None:  # noqa: FBT001 - it is a flag
+def send_events(*, enabled: bool) -> None:
     """Say whether this worker sends task events."""
     _shared[_EVENTS] = enabled
 

@@ -84,12 +84,12 @@ def from_request(request: Any) -> str:
     if headers:
         message["headers"] = headers
     message["routing"] = _routing(request.delivery_info or {})
-    return json.dumps(message)
+    return str(json.dumps(message))
 
 
 def with_retries(message: str, retries: int) -> str:
     """Return a frozen message with Celery's own count of retries."""
-    return json.dumps({**json.loads(message), "retries": retries})
+    return str(json.dumps({**json.loads(message), "retries": retries}))
 
 
 def _routing(info: Mapping[str, Any]) -> dict[str, Any]:

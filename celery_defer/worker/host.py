@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from celery import states
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("celery_defer.host")
 
 SLEEPING, WAITING = "SLEEPING", "WAITING"
-_STATES = {"sleep": SLEEPING, "retry": states.RETRY}
+_STATES: dict[str, str] = {"sleep": SLEEPING, "retry": states.RETRY}
 
 
 class Host:
@@ -39,7 +39,7 @@ class Host:
         settings: The settings.
     """
 
-    opened: weakref.WeakSet[Host] = weakref.WeakSet()
+    opened: ClassVar[weakref.WeakSet[Host]] = weakref.WeakSet()
 
     def __init__(self, app: Any, store: Store, settings: Settings) -> None:
         self.app, self.store, self.settings = app, store, settings

@@ -48,6 +48,9 @@ def parse(options: dict[str, Any], base: Any) -> TaskOptions:
     Raises:
         ConfigError: An option isn't known or its value can't be used.
     """
+    if not isinstance(base, type) or not issubclass(base, Task):
+        reason = f"option base must be a subclass of celery.Task, found {base!r:.80}"
+        raise ConfigError(reason)
     celery = dict(options)
     for name in options:
         if name in _REFUSED:
@@ -62,18 +65,29 @@ def parse(options: dict[str, Any], base: Any) -> TaskOptions:
         raise ConfigError(reason)
     backoff = _seconds(celery, "retry_backoff", 1.0)
     longest = _seconds(celery, "retry_backoff_max", 600.0)
-    never = tuple(celery.get("dont_autoretry_for", getattr(base, "dont_autoretry_for", ())))
+    never = _errors(celery.get("dont_autoretry_for", getattr(base, "dont_autoretry_for", ())))
+    jitter = celery.get("retry_jitter", True)
+    if not isinstance(jitter, bool):
+        reason = f"option retry_jitter must be True or False, found {jitter!r:.80}"
+        raise ConfigError(reason)
     # a replay would raise the same record again, so Celery's own retry must not catch it
     celery["dont_autoretry_for"] = (*never, StepError, NonRetriableError)
     policy = RetryPolicy(
         retries=retries,
         backoff=backoff,
         backoff_max=longest,
-        jitter=bool(celery.get("retry_jitter", True)),
+        jitter=jitter,
         never=never,
         passed=(Retry, Ignore, Reject),
     )
     return TaskOptions(celery, policy)
+
+
+def _errors(value: Any) -> tuple[type[BaseException], ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(each, type) for each in value):
+        reason = f"option dont_autoretry_for must be a tuple of exception classes, found {value!r:.80}"
+        raise ConfigError(reason)
+    return tuple(value)
 
 
 def _seconds(options: dict[str, Any], name: str, default: float) -> float:

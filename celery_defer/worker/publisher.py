@@ -40,7 +40,7 @@ class Publisher:
         self._dispatcher: Any = None
         self._away_until = 0.0
 
-    def runs(self, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    def runs(self, rows: Iterable[Mapping[Any, Any]]) -> list[str]:
         """Publish runs.
 
         Args:
@@ -51,7 +51,7 @@ class Publisher:
         """
         return [row["id"] for row in rows if self._send(self._run, row)]
 
-    def plain(self, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    def plain(self, rows: Iterable[Mapping[Any, Any]]) -> list[str]:
         """Publish plain targets.
 
         Args:
@@ -114,10 +114,10 @@ class Publisher:
         if connection is not None:
             try:
                 connection.release()
-            except Exception:  # noqa: BLE001 - it is broken anyway
+            except Exception:  # it is broken anyway
                 logger.debug("closing a broken connection failed", exc_info=True)
 
-    def _run(self, row: Mapping[str, Any]) -> None:
+    def _run(self, row: Mapping[Any, Any]) -> None:
         app = self._app
         frozen = json.loads(row["message"])
         routing = frozen.pop("routing", {})
@@ -138,7 +138,7 @@ class Publisher:
             self._producer, row["task"], message, headers=headers, retry=False, timeout=_TIMEOUT, **options
         )
 
-    def _plain(self, row: Mapping[str, Any]) -> None:
+    def _plain(self, row: Mapping[Any, Any]) -> None:
         signature, root_id = thaw_signature(row["message"], self._app)
         headers = {**(signature.options.get("headers") or {}), PARENT: row["run_id"], DEFERRAL: row["deferral_id"]}
         links = {"parent_id": row["run_id"], "root_id": root_id, "headers": headers}

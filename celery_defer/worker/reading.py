@@ -25,12 +25,12 @@ class RunPage(list[Run]):
         self.cursor = cursor
 
 
-def page_of(rows: Iterable[Mapping[str, Any]], app: Any, cursor: str | None) -> RunPage:
+def page_of(rows: Iterable[Mapping[Any, Any]], app: Any, cursor: str | None) -> RunPage:
     """Return a page of rows."""
     return RunPage((run_of(row, app, (), ()) for row in rows), cursor)
 
 
-def run_of(row: Mapping[str, Any], app: Any, history: Sequence[Mapping[str, Any]], children: Sequence[str]) -> Run:
+def run_of(row: Mapping[Any, Any], app: Any, history: Sequence[Mapping[Any, Any]], children: Sequence[str]) -> Run:
     """Return a run.
 
     Args:
@@ -71,7 +71,7 @@ def _loaded(text: str | None) -> Any:
     return None if text is None else json.loads(text)
 
 
-def _result(row: Mapping[str, Any], app: Any) -> Any:
+def _result(row: Mapping[Any, Any], app: Any) -> Any:
     task = app.tasks.get(row["task"])
     if row["result"] is None:
         return None
@@ -81,9 +81,9 @@ def _result(row: Mapping[str, Any], app: Any) -> Any:
         return json.loads(row["result"])
 
 
-def _steps(row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Iterable[Step]:
+def _steps(row: Mapping[Any, Any], history: Sequence[Mapping[Any, Any]]) -> Iterable[Step]:
     recorded = {each["id"] for each in history if each["source"] == "step"}
-    waits: dict[str, Mapping[str, Any]] = {}
+    waits: dict[str, Mapping[Any, Any]] = {}
     shown: list[tuple[int, Step]] = []
     for each in history:
         if each["source"] == "step":
@@ -98,7 +98,7 @@ def _steps(row: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Iter
     return [step for _, step in sorted(shown, key=lambda pair: pair[0])]
 
 
-def _step(row: Mapping[str, Any], state: str, attempts: int, finished_at: Any) -> Step:
+def _step(row: Mapping[Any, Any], state: str, attempts: int, finished_at: Any) -> Step:
     return Step(
         id=row["id"],
         kind=row["kind"],

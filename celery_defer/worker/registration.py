@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from celery._state import _get_active_apps, connect_on_app_finalize, get_current_app
 from celery.local import Proxy
@@ -15,6 +15,23 @@ from celery_defer.worker.task import DurableMixin
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from celery_defer.worker.typed import BoundDecorator, Decorator, DurableTask
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+# What registers the shared tasks on an application; Celery keeps them as long.
+_shared: list[Callable[[Any], Any]] = []
+
+
+def adopt(app: Any) -> None:
+    """Register the shared tasks on an application that was finalized before it had a `Durable`."""
+    if app.finalized:
+        with app._finalize_mutex:  # noqa: SLF001 - what shared_task holds
+            for make in _shared:
+                make(app)
+
 
 def composed(durable: Any, base: Any) -> Any:
     """Return the user's base with the mixin in front of it.
@@ -26,14 +43,22 @@ def composed(durable: Any, base: Any) -> Any:
     if issubclass(base, DurableMixin):
         return base
     name = f"Durable{base.__name__}"
-    attributes = {"durable": durable, "__module__": base.__module__, "abstract": True, "on_bound": _on_bound}
+    attributes = {
+        "durable": durable,
+        "__module__": base.__module__,
+        "abstract": True,
+        "on_bound": classmethod(_on_bound),
+    }
     return type(name, (DurableMixin, base), attributes)
 
 
-@classmethod
 def _on_bound(cls: Any, app: Any) -> None:
-    """Complete a task class when Celery binds it: also one made with ``@app.task(base=durable.base_for(…))``."""
+    """Complete a task class when Celery binds it: also one made with ``@app.task(base=durable.base_for(…))``.
+
+    Celery may share a task with other applications: there it belongs to their `Durable`.
+    """
     super(DurableMixin, cls).on_bound(app)
+    cls.durable = getattr(app, "durable", None) or cls.durable
     if cls.name is None or "contract" in vars(cls):
         return
     function = vars(cls).get("run")
@@ -53,22 +78,54 @@ def register(durable: Any, *args: Any, **options: Any) -> Any:
         args: The function, if used without parentheses.
         options: The options.
     """
-    if args:
-        if len(args) > 1 or not callable(args[0]):
-            reason = "@durable.task takes one function, or options only"
-            raise ConfigError(reason)
-        return register(durable, **options)(*args)
     base = options.get("base") or durable.app.Task
     parsed = parse(options, base)
-    return durable.app.task(**{**parsed.celery, "base": composed(durable, base), "policy": parsed.policy})
+    _check_function(args)
+    # Celery would share the task with every other application of the process, which may have no Durable.
+    celery = {"shared": False, **parsed.celery, "base": composed(durable, base), "policy": parsed.policy}
+    return durable.app.task(*args, **celery)
 
 
-def shared(*args: Any, owner: Any = None, **options: Any) -> Any:
+def _check_function(args: tuple[Any, ...]) -> None:
+    if len(args) > 1 or not all(map(callable, args)):
+        reason = f"@durable.task takes one function, or options only, found {args!r:.80}"
+        raise ConfigError(reason)
+
+
+@overload
+def shared_durable_task(fn: Callable[P, R], /) -> DurableTask[P, R]: ...
+
+
+@overload
+def shared_durable_task(*, bind: Literal[True], **options: Any) -> BoundDecorator: ...
+
+
+@overload
+def shared_durable_task(*, bind: Literal[False] = ..., **options: Any) -> Decorator: ...
+
+
+def shared_durable_task(*args: Any, **options: Any) -> Any:
     """As Celery's ``shared_task``: a durable task on every application that has a `Durable`.
 
     Args:
         args: The function, if used without parentheses.
-        owner: Only on this `Durable`'s application.
+        options: The options of ``@durable.task``.
+
+    Returns:
+        A proxy of the current application's task.
+
+    Raises:
+        ConfigError: When an application is finalized: an option isn't known or its value can't be used.
+    """
+    return shared(None, *args, **options)
+
+
+def shared(owner: Any, /, *args: Any, **options: Any) -> Any:
+    """Register a function on applications that are, or get, finalized.
+
+    Args:
+        owner: Only on this `Durable`'s application; None for every application that has one.
+        args: The function, if used without parentheses.
         options: The options of ``@durable.task``.
 
     Returns:
@@ -88,6 +145,7 @@ def shared(*args: Any, owner: Any = None, **options: Any) -> Any:
             )
 
         connect_on_app_finalize(make)
+        _shared.append(make)
         for app in _get_active_apps():
             if app.finalized:
                 with app._finalize_mutex:  # noqa: SLF001 - what shared_task holds
@@ -103,4 +161,5 @@ def shared(*args: Any, owner: Any = None, **options: Any) -> Any:
 
         return Proxy(current)
 
+    _check_function(args)
     return decorate(*args) if args else decorate

@@ -37,7 +37,8 @@ class DurableRequest(Request):
 
     @property
     def _host(self) -> Host:
-        return self.task.host
+        host: Host = self.task.host
+        return host
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:  # noqa: FBT001, FBT002 - Celery's
         """Rescue the run of a lost child; anything else was settled by the child itself."""

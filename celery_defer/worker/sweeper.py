@@ -97,7 +97,7 @@ class Sweeper:
         try:
             with self._host.store.autocommit() as connection:
                 self._host.store.sweepers.resign(connection, self._me)
-        except Exception:  # noqa: BLE001 - its term runs out by itself
+        except Exception:  # its term runs out by itself
             logger.debug("the sweeper could not resign", exc_info=True)
 
 
@@ -134,7 +134,8 @@ class EventsStep(bootsteps.StartStopStep):
     def start(self, consumer: Any) -> None:
         """Follow the event dispatcher's switch."""
         dispatcher = consumer.event_dispatcher
-        dispatcher.on_enabled.add(lambda: flags.send_events(True))
-        dispatcher.on_disabled.add(lambda: flags.send_events(False))
-        flags.send_events(bool(dispatcher.enabled))
-
+        if dispatcher is None:  # started without gossip, heartbeat and events: there is nobody to tell
+            return
+        dispatcher.on_enabled.add(lambda: flags.send_events(enabled=True))
+        dispatcher.on_disabled.add(lambda: flags.send_events(enabled=False))
+        flags.send_events(enabled=bool(dispatcher.enabled))

@@ -33,7 +33,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("celery_defer.task")
 
 
-class DurableMixin:
+if TYPE_CHECKING:
+    from celery import Task
+else:
+    Task = object  # the user's own base, which comes next, is the one that is a task
+
+
+class DurableMixin(Task):
     """Comes before the user's own base in the class of every durable task."""
 
     # A call is durable from its first delivery on: the message is acknowledged after the claim, not before it.
@@ -47,7 +53,8 @@ class DurableMixin:
     @property
     def host(self) -> Host:
         """Celery's side of this process."""
-        return self.durable.host
+        host: Host = self.durable.host
+        return host
 
     def apply_async(self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any) -> Any:
         """Publish a call, as Celery's does, once its arguments are checked against the type hints.
@@ -129,6 +136,7 @@ class DurableMixin:
         row = execution.row
         plain = json.loads(row["args"]), json.loads(row["kwargs"])
         args, kwargs = self.contract.build(*plain)
+        value: Any = None
         try:
             execution.event = lambda: self.contract.event(*plain)
             value = super().__call__(*args, **kwargs)
@@ -136,7 +144,6 @@ class DurableMixin:
             request.defer_again = request.get("defer_again") or again
         except Ignore:
             request.defer_ignored = True
-            value = None
         except Reject as rejected:
             raise (HandOver() if rejected.requeue else Abort(rejected)) from rejected
         if request.get("defer_again"):
@@ -184,11 +191,12 @@ class DurableMixin:
         request.defer_finished = Finished(state, row["result"], error)
         return self._end(request, request.defer_finished)
 
-    def _rebuilt(self, error: dict[str, Any]) -> BaseException:
+    def _rebuilt(self, error: dict[str, Any]) -> Exception:
         module, _, name = error["types"][0].rpartition(".")
-        return self.backend.exception_to_python(
+        rebuilt: Exception = self.backend.exception_to_python(
             {"exc_type": name, "exc_message": error.get("args") or [error["message"]], "exc_module": module}
         )
+        return rebuilt
 
     def _revoked(self, request: Any, error: BaseException | None) -> None:
         reason = str(error or RunCancelledError(f"run {request.id} was cancelled"))

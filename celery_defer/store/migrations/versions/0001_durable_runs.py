@@ -76,6 +76,7 @@ def upgrade() -> None:
     index("run_announce", "run", ["publish_at"], f"announced_at IS NULL AND {OVER}")
     index("run_created", "run", ["created_at", "id"])
     index("run_parent", "run", ["parent_id"], "parent_id IS NOT NULL")
+    index("run_root", "run", ["root_id"], "parent_id IS NOT NULL")
 
     op.create_table(
         f"{prefix}_step",

@@ -1,0 +1,318 @@
+"""The application that worker and beat processes of the tests run, and that tests call.
+
+It is configured by the environment, since each process imports it anew. Its tasks write down what they do
+(`effect`) and stand still where a test wants to kill them (`hold`). Faults are made here, by replacing parts of the
+product in the process that was told to have them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from celery import Celery, signals
+from celery.backends.redis import RedisBackend
+from sqlalchemy import Connection, Engine, event, text
+
+from celery_defer import Durable, current_run, defer, step
+from celery_defer.engine.current import executing
+from celery_defer.store.deferrals import Deferrals
+from celery_defer.store.due import Due
+from celery_defer.words import clock
+from celery_defer.worker.publisher import Publisher
+from celery_defer.worker.sweeper import SweeperStep
+from celery_defer.worker.task import DurableMixin
+
+FOLDER = Path(os.environ["TEST_APP_FOLDER"])
+FAULTS = os.environ.get("TEST_APP_FAULTS", "").split()
+# A gate that no test opens must not leave a process behind, in seconds.
+_PATIENCE = 90.0
+
+app = Celery("tests", set_as_current=False)
+app.conf.update(json.loads(os.environ["TEST_APP_CONF"]))
+durable = Durable(app)
+# A test process imports this module once per site, and shared tasks would be those of every application.
+plain_task, durable_task = partial(app.task, shared=False), partial(durable.task, shared=False)
+
+
+def effect(what: str, **more: Any) -> str:
+    """Write down that something was done, in one write that other processes can't tear apart."""
+    task = app.current_task
+    entry = {
+        "what": what,
+        "run": None if task is None else task.request.id,
+        "pid": os.getpid(),
+        "at": clock.utcnow().timestamp(),
+        **more,
+    }
+    target = os.open(FOLDER / "effects", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(target, json.dumps(entry).encode() + b"\n")
+    finally:
+        os.close(target)
+    return what
+
+
+def hold(what: str) -> int:
+    """Stand still until the test opens the gate for this run, or for this process; return the process's id."""
+    effect(what)
+    gates = [FOLDER / f"gate-{current_run.id}-{what}", FOLDER / f"gate-{current_run.id}-{what}-{os.getpid()}"]
+    deadline = clock.monotonic() + _PATIENCE
+    while not any(gate.exists() for gate in gates):
+        if clock.monotonic() > deadline:
+            reason = f"nobody opened the gate {what!r} of run {current_run.id}"
+            raise TimeoutError(reason)
+        clock.sleep(0.01)
+    return os.getpid()
+
+
+def once(name: str) -> bool:
+    """Tell one process of all that it is the first to ask."""
+    try:
+        os.close(os.open(FOLDER / f"once-{name}", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+# --- plain tasks
+
+
+@plain_task(name="note")
+def note(what: str) -> str:
+    """Do one thing and tell how the message came."""
+    return effect(what, queue=note.request.delivery_info.get("routing_key"), parent=note.request.parent_id)
+
+
+@plain_task(name="note_value")
+def note_value(value: Any, what: str) -> Any:
+    """Pass on what came along a chain or a chord."""
+    effect(what, value=value)
+    return value
+
+
+# --- durable tasks
+
+
+@durable_task(name="naps")
+def naps(count: int, seconds: float = 0.05) -> list[str]:
+    """Take steps with sleeps between them."""
+    done = []
+    for number in range(count):
+        done.append(step.run(f"step{number}", effect, f"step{number}"))
+        step.sleep(f"nap{number}", seconds)
+    done.append(step.run("last", effect, "last"))
+    return done
+
+
+@durable_task(name="gated", retries=20)
+def gated() -> list[Any]:
+    """Stand still in the second of three steps."""
+    first = step.run("first", effect, "first")
+    held = step.run("held", hold, "held")
+    last = step.run("last", effect, "last")
+    return [first, held, last]
+
+
+@durable_task(name="between")
+def between() -> list[Any]:
+    """Stand still between two steps."""
+    first = step.run("first", effect, "first")
+    held = hold("held")
+    last = step.run("last", effect, "last")
+    return [first, held, last]
+
+
+@durable_task(name="slow")
+def slow(seconds: float) -> str:
+    """Take one long step."""
+
+    def body() -> str:
+        effect("body")
+        clock.sleep(seconds)
+        return "slow"
+
+    return step.run("body", body)
+
+
+@durable_task(name="steps")
+def steps(count: int) -> int:
+    """Take steps that do nothing."""
+    return sum(step.run(f"s{number}", int, number) for number in range(count))
+
+
+@durable_task(name="nap_between")
+def nap_between(count: int) -> int:
+    """Take steps, sleep once, take one more."""
+    total: int = steps.run(count)
+    step.sleep("nap", 0.05)
+    return total + step.run("after", int, 1)
+
+
+@durable_task(name="deadly", retries=2)
+def deadly() -> None:
+    """Kill the process in a step, each time."""
+
+    def body() -> None:
+        effect("body")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    step.run("before", effect, "before")
+    step.run("deadly", body)
+
+
+@durable_task(name="broken", retries=0)
+def broken() -> None:
+    """Fail at once."""
+    effect("broken")
+    reason = "this one always fails"
+    raise ValueError(reason)
+
+
+def _write(connection: Connection, table: str, number: int) -> int:
+    connection.execute(text(f"INSERT INTO {table} (number) VALUES (:number)"), {"number": number})  # noqa: S608 - ours
+    clock.sleep(0.02)  # the window in which a kill must take both or neither
+    return number
+
+
+@durable_task(name="ledger", retries=20)
+def ledger(table: str, count: int) -> int:
+    """Write to the user's own table, a transaction per row."""
+    return sum(step.transaction(f"t{number}", _write, table, number) for number in range(count))
+
+
+@durable_task(name="child")
+def child(what: str) -> str:
+    """Tell where it comes from."""
+    parents = [list(parent) for parent in current_run.parents]
+    return step.run("work", effect, what, parents=parents, root=current_run.root_id)
+
+
+@durable_task(name="parent", retries=20)
+def parent() -> str:
+    """Defer before, between, in and after steps, suspended and retried on the way."""
+    defer("first", child.si("first child"))
+    step.run("one", effect, "one")
+    step.sleep("nap", 0.05)
+    step.run("held", hold, "held")
+    step.run("two", lambda: (defer("second", child.si("second child")), effect("two"))[1])
+    step.with_options(retries=1).run("flaky", _flaky)
+    defer("third", child.si("third child"))
+    return "parent"
+
+
+def _flaky() -> None:
+    defer("flaky", child.si("flaky child"))
+    if current_run.attempt == 0:
+        reason = "the first attempt fails"
+        raise ValueError(reason)
+
+
+@durable_task(name="asks")
+def asks(targets: dict[str, Any], held: bool = False) -> str:
+    """Defer signatures that came as plain data."""
+    for name, target in targets.items():
+        defer(name, app.signature(target))
+    if held:
+        step.run("held", hold, "held")
+    effect("asked")
+    return "asks"
+
+
+@durable_task(name="changes")
+def changes() -> None:
+    """Change a payload after it was deferred."""
+    payload = {"total": 1}
+    defer("plain", note_value.si(payload, "snapshot"))
+    payload["total"] = 2
+
+
+# --- faults
+
+
+def _die(name: str) -> None:
+    """Die like kill -9, the first process that comes here."""
+    if once(name):
+        effect(f"died: {name}")
+        os._exit(9)
+
+
+def _die_before_result() -> None:
+    mark = RedisBackend.mark_as_done
+
+    def dying(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _die("before result")  # links and chain are published already
+        return mark(self, *args, **kwargs)
+
+    RedisBackend.mark_as_done = dying
+
+
+def _die_before_links() -> None:
+    end = DurableMixin._end
+
+    def dying(self: Any, request: Any, settled: Any) -> Any:
+        _die("before links")
+        return end(self, request, settled)
+
+    DurableMixin._end = dying  # type: ignore[method-assign]
+
+
+def _die_before_publish() -> None:
+    runs, plain = Publisher.runs, Publisher.plain
+
+    def dying(real: Any) -> Any:
+        def publish(self: Any, rows: Any) -> Any:
+            if any(row["deferral_id"] for row in rows) and threading.current_thread() is threading.main_thread():
+                _die("before publish")
+            return real(self, rows)
+
+        return publish
+
+    Publisher.runs, Publisher.plain = dying(runs), dying(plain)  # type: ignore[method-assign]
+
+
+def _no_sweep() -> None:
+    SweeperStep.start = lambda self, worker: None  # type: ignore[method-assign]
+
+
+def _no_outbox() -> None:
+    Due.publishable = Deferrals.publishable = lambda *_args: ()  # type: ignore[method-assign,assignment]
+
+
+def _count_statements() -> None:
+    main = threading.main_thread()
+
+    @event.listens_for(Engine, "before_cursor_execute")
+    def _(connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if threading.current_thread() is main:
+            driver = connection.connection.dbapi_connection
+            alone = not driver.in_transaction if connection.dialect.name == "sqlite" else driver.autocommit
+            run = executing.get()
+            effect("sql", statement=statement, alone=alone, of=run and run.fence.run_id)
+
+    @event.listens_for(Engine, "commit")
+    def _(_connection: Any) -> None:
+        if threading.current_thread() is main:
+            effect("commit")
+
+
+def _tell_postrun() -> None:
+    signals.task_postrun.connect(lambda **_: effect("postrun"), weak=False)
+
+
+_ALL = {
+    "die-before-result": _die_before_result,
+    "die-before-links": _die_before_links,
+    "die-before-publish": _die_before_publish,
+    "no-sweep": _no_sweep,
+    "no-outbox": _no_outbox,
+    "count-statements": _count_statements,
+    "tell-postrun": _tell_postrun,
+}
+for fault in FAULTS:
+    _ALL[fault]()

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
-import re
 import signal
 import sys
 import tempfile
@@ -25,10 +23,12 @@ from rich.console import Console
 from rich.text import Text
 from sqlalchemy import select
 
-from celery_defer import ConfigError, PayloadError
+from celery_defer import ConfigError
 from celery_defer.testing import EmbeddedServer
 from examples import report
 from examples.children import Child, ChildFailedError, Children
+from examples.story import Story
+from examples.till import Till
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,7 +40,6 @@ WIDTH = 80
 # All in seconds.
 LEASE = 3
 PATIENCE = 120.0
-LINE_EVERY = 2.0
 # The accidents happen when this part of the lines is done; with fewer lines there would be no time for them.
 FIRST, SECOND = 0.25, 0.6
 FEWEST = 40
@@ -57,44 +56,6 @@ class InterruptedDemoError(BaseException):
     """Ctrl-C or SIGTERM; not a KeyboardInterrupt, after which Python may end itself by SIGINT though it was caught."""
 
 
-class Story:
-    """What the demo tells while it goes on.
-
-    Args:
-        console: Where to.
-    """
-
-    def __init__(self, console: Console) -> None:
-        self._console, self._began, self._told_at = console, time.monotonic(), 0.0
-        self._status = console.status("") if console.is_terminal else None
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self._began
-
-    def tell(self, text: str, style: str = "") -> None:
-        """Print a line that stays."""
-        self._told_at = self.elapsed
-        stamp = f"{self.elapsed:5.1f} s  "
-        for line in Text(text).wrap(self._console, self._console.width - len(stamp)):
-            self._console.print(Text.assemble((stamp, "dim"), (line.plain.rstrip(), style)))
-            stamp = " " * len(stamp)
-
-    def progress(self, text: str) -> None:
-        """Show how far it is: on a terminal in one line that changes, else as a line now and then."""
-        if self._status is not None:
-            self._status.update(Text(text))
-            self._status.start()
-        elif self.elapsed - self._told_at > LINE_EVERY:
-            self.tell(text)
-
-    def end_progress(self) -> None:
-        """Take the line that changes away."""
-        if self._status is not None:
-            self._status.stop()
-
-
 class Demo:
     """One run of the demo.
 
@@ -107,13 +68,11 @@ class Demo:
 
     def __init__(self, story: Story, children: Children, folder: Path, lines: list[str]) -> None:
         self.story, self.children, self._folder = story, children, folder
-        self._lines, self._next = lines, 0
         # the application reads where its broker and database are when it is imported
         self.shop = importlib.import_module("examples.shop")
         self.services = importlib.import_module("examples.services")
         self.durable = self.shop.durable
-        self.sent: dict[str, dict[str, str]] = {}
-        self.refused: list[tuple[int, str, str]] = []
+        self.till = Till(self.shop.process_order, lines)
         self.hit: dict[str, tuple[str, datetime]] = {}
 
     def start_beat(self) -> Child:
@@ -132,30 +91,6 @@ class Demo:
         self.story.tell(f"{name} is ready (pid {worker.pid}, {POOL} pool processes)")
         return worker
 
-    def send(self, over: int) -> None:
-        """Send the next lines as orders, as long as not too many are on their way.
-
-        Args:
-            over: How many are over.
-        """
-        while self._next < len(self._lines) and len(self.sent) - over < AT_ONCE:
-            self._next += 1
-            try:
-                order = json.loads(self._lines[self._next - 1])
-                self._send(self._next, order)
-            except json.JSONDecodeError as error:
-                self.refused.append((self._next, "?", f"not JSON: {error}"))
-            except PayloadError as error:
-                self.refused.append((self._next, order["order_id"], _reason(error)))
-
-    def _send(self, number: int, order: dict[str, str]) -> None:
-        # the order's own id makes the run's: whatever is sent twice is done once
-        run_id = f"order-{order['order_id']}"
-        self.shop.process_order.apply_async((order,), task_id=run_id)
-        earlier = self.sent.setdefault(run_id, {**order, "line": str(number)})["line"]
-        if earlier != str(number):
-            self.refused.append((number, order["order_id"], f"no second run: line {earlier} has the same id"))
-
     def wait_for(self, what: str, condition: Callable[[list[Run]], bool]) -> None:
         """Send orders and show progress until a condition holds.
 
@@ -167,11 +102,10 @@ class Demo:
             runs = self._runs()
             counted = Counter(run.state for run in runs)
             orders, over = len(self.over(runs)), counted["completed"] + counted["failed"]
-            self.send(orders)
+            self.till.serve(orders, AT_ONCE)
             waiting = f", {counted['waiting']} asleep" if counted["waiting"] else ""
-            self.story.progress(
-                f"line {self._next}/{len(self._lines)}: {orders} orders done, {over} runs over{waiting}"
-            )
+            line = f"line {self.till.read}/{self.till.total}"
+            self.story.progress(f"{line}: {orders} orders done, {over} runs over{waiting}")
             if condition(runs):
                 return
             self.children.check()
@@ -190,14 +124,14 @@ class Demo:
 
     def wait_for_part(self, part: float) -> None:
         """Wait until a part of the orders is done."""
-        wanted = int(part * len(self._lines))
+        wanted = int(part * self.till.total)
         self.wait_for(f"{wanted} orders are done", lambda runs: len(self.over(runs)) >= wanted)
 
     def wait_for_all(self) -> None:
         """Wait until all runs are over, and Celery's results say so."""
 
         def all_over(runs: list[Run]) -> bool:
-            if self._next < len(self._lines) or len(self.over(runs)) < len(self.sent):
+            if not self.till.closed or len(self.over(runs)) < len(self.till.sent):
                 return False
             if any(run.finished_at is None for run in runs):
                 return False
@@ -242,7 +176,7 @@ class Demo:
             if time.monotonic() > deadline:
                 message = "no moment was found at which the worker charges cards with both pool processes busy"
                 raise DemoError(message)
-            self.send(len(self.over(self._runs())))
+            self.till.serve(len(self.over(self._runs())), AT_ONCE)
             time.sleep(0.02)
 
     def _charging(self) -> list[tuple[str, str]]:
@@ -267,10 +201,10 @@ class Demo:
             Whether all checks hold.
         """
         audit = importlib.import_module("examples.audit")
-        facts = audit.gather(self.durable, self.sent)
+        facts = audit.gather(self.durable, self.till.sent)
         checks = audit.audit(facts)
         answered, of_hit = audit.answered(self.durable), audit.answered(self.durable, self.hit)
-        unstable = next((i for i, order in self.sent.items() if order["card"] == self.services.UNSTABLE), None)
+        unstable = next((i for i, order in self.till.sent.items() if order["card"] == self.services.UNSTABLE), None)
         named = [(why, run_id) for why, run_id in {why: run_id for run_id, (why, _) in self.hit.items()}.items()]
         named += [("the provider failed once", unstable)] if unstable else []
         failed = sorted((run for run in facts.runs if run.state == "failed"), key=lambda run: run.id)
@@ -278,7 +212,7 @@ class Demo:
         console.print(report.runs_table(facts.runs))
         console.print(report.samples(self.durable, named))
         console.print()
-        console.print(report.refused_table(self.refused, failed))
+        console.print(report.refused_table(self.till.refused, failed))
         console.print(report.recoveries_table(self.durable, self.hit, LEASE))
         console.print(report.counts_table(facts, answered, len(self.hit), of_hit))
         console.print(report.checks_table(checks))
@@ -343,7 +277,8 @@ def _demo(story: Story, console: Console, lines: list[str]) -> bool:
         demo.start_worker("worker 3")
         demo.wait_for_all()
         story.end_progress()
-        story.tell(f"all lines are read, all runs are over: {len(demo.sent)} orders, {len(demo.refused)} lines refused")
+        sent, refused = len(demo.till.sent), len(demo.till.refused)
+        story.tell(f"all lines are read, all runs are over: {sent} orders, {refused} lines refused")
         good = demo.tell_the_end(console)
         children.stop()
         verdict = "Nothing was lost, nothing was done twice." if good else "A check does not hold: see above."
@@ -353,12 +288,6 @@ def _demo(story: Story, console: Console, lines: list[str]) -> bool:
 
 def _interrupt(*_: object) -> NoReturn:
     raise InterruptedDemoError
-
-
-def _reason(error: PayloadError) -> str:
-    """Return the part of the message that says what is wrong with the value."""
-    found = re.search(r"(?:\}|…): (.*): pass what", str(error))
-    return found.group(1) if found else str(error)
 
 
 if __name__ == "__main__":

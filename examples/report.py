@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from celery_defer import Durable, Run
     from examples.audit import Check, Facts
 
+# So many failed runs are enough to see why.
+SHOWN = 8
 STATES = ("completed", "failed", "cancelled", "running", "waiting", "pending")
 
 
@@ -68,9 +70,11 @@ def refused_table(refused: Sequence[tuple[int, str, str]], failed: Sequence[Run]
     table.columns[0].justify = "right"
     for number, order, reason in refused:
         table.add_row(str(number), Text(order), Text(reason))
-    for run in failed:
+    for run in failed[:SHOWN]:
         error = run.error or {}
         table.add_row("", Text(run.id.removeprefix("order-")), Text(f"run failed: {error.get('message')}"))
+    if len(failed) > SHOWN:
+        table.add_row("", "", f"and {len(failed) - SHOWN} more runs failed")
     return table
 
 

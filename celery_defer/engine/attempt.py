@@ -116,7 +116,7 @@ class Attempt:
         """
         execution, store = self._execution, self._execution.host.store
         text, value, cancelled = "", None, False
-        published: tuple[Outgoing, list[str]] = (Outgoing(), [])
+        published = Outgoing()
         try:
             with self._body(), self._doubted(lambda: text), store.transaction() as connection:
                 text, value = self._written(self._stayed(call(connection)))
@@ -130,10 +130,11 @@ class Attempt:
         except _UnwritableError as unwritable:
             self._record_failure(unwritable.error, unwritable)
         except _KeptRecordError:
-            self._settle_doubt(text, *published)
+            self._settle_doubt(text, published)
             return value
-        self._committed(Record(StepState.COMPLETED, execution.position, text, None), *published)
-        execution.cancelled = execution.cancelled or cancelled
+        self._committed(Record(StepState.COMPLETED, execution.position, text, None), published)
+        if cancelled:
+            execution.cancelled = True
         return value
 
     @contextmanager
@@ -225,7 +226,7 @@ class Attempt:
         """Write the record, with the buffered deferrals if there are any; a death after it loses nothing."""
         execution, store = self._execution, self._execution.host.store
         record.position = execution.position
-        published: tuple[Outgoing, list[str]] = (Outgoing(), [])
+        published = Outgoing()
 
         def write() -> tuple[bool, bool] | None:
             nonlocal published
@@ -240,26 +241,26 @@ class Attempt:
 
         answer = execution.persist(write)
         if answer is None or not answer[1]:
-            self._settle_doubt(record.result, *published)
+            self._settle_doubt(record.result, published)
             return
-        self._committed(record, *published)
-        execution.cancelled = execution.cancelled or answer[0]
+        self._committed(record, published)
+        if answer[0]:
+            execution.cancelled = True
 
-    def _committed(self, record: Record, outgoing: Outgoing, stale: list[str]) -> None:
+    def _committed(self, record: Record, outgoing: Outgoing) -> None:
         execution = self._execution
         execution.deferrals.written()
         execution.publish(outgoing)
-        execution.drop_runs(stale)
         execution.added(self._key, record)
 
-    def _settle_doubt(self, text: str | None, outgoing: Outgoing, stale: list[str]) -> None:
+    def _settle_doubt(self, text: str | None, outgoing: Outgoing) -> None:
         """The statement added nothing: our own commit whose answer was lost, or another owner (I1, I2)."""
         execution = self._execution
         found = self._found()
         if not self._is_ours(found, text):
             execution.leave(LeaseLost())
         known = Record(found["state"], execution.position, found["result"], found["error"])
-        self._committed(known, outgoing, stale)
+        self._committed(known, outgoing)
 
     def _found(self) -> Any:
         execution, store = self._execution, self._execution.host.store

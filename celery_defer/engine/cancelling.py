@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from celery_defer.engine.deferring import born, dispatch
 from celery_defer.engine.failure import describe, dumps
+from celery_defer.engine.offspring import born, dispatch
 from celery_defer.engine.ports import Outgoing
 from celery_defer.errors import RunCancelledError, UnknownRunError
 from celery_defer.words.settings import PUBLISH_GRACE
 from celery_defer.words.states import TERMINAL, RunState
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from celery_defer.store import Store
 
 _NO_ROW = (
@@ -37,24 +39,37 @@ def cancel(store: Store, run_id: str, reason: str = "cancelled by request") -> O
     Raises:
         UnknownRunError: There is no such row.
     """
-    error = cancelled_error(run_id, reason)
     while True:
-        children = Outgoing()
         with store.transaction() as connection:
-            row = store.runs.cancel_unowned(connection, run_id, error, PUBLISH_GRACE)
-            if row is not None:
-                children = born(connection, store, row, dispatch(connection, store, run_id, RunState.CANCELLED))
-        if row is not None:
-            return Outgoing([row, *children.runs], children.plain)
+            outgoing = end(connection, store, run_id, reason)
+        if outgoing is not None:
+            return outgoing
         with store.autocommit() as connection:
-            if store.runs.request_cancel(connection, run_id):
-                return Outgoing()
             found = store.runs.look(connection, run_id)
         if found is None:
             raise UnknownRunError(_NO_ROW.format(run_id))
         if found["state"] in TERMINAL:
             return Outgoing()
         # it has just moved from running to idle or back: look again
+
+
+def end(connection: Connection, store: Store, run_id: str, reason: str) -> Outgoing | None:
+    """Cancel a run within a transaction.
+
+    Args:
+        connection: The open transaction.
+        store: The store.
+        run_id: Which run.
+        reason: Why, for its error.
+
+    Returns:
+        What is to be published after the commit; None if the run is over, unknown or just moving.
+    """
+    row = store.runs.cancel_unowned(connection, run_id, cancelled_error(run_id, reason), PUBLISH_GRACE)
+    if row is not None:
+        children = born(connection, store, row, dispatch(connection, store, run_id, RunState.CANCELLED))
+        return Outgoing([row, *children.runs], children.plain)
+    return Outgoing() if store.runs.request_cancel(connection, run_id) else None
 
 
 def cancelled_error(run_id: str, reason: str) -> str:

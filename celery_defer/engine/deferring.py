@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import threading
 from typing import TYPE_CHECKING, Any
 
+from celery_defer.engine.cancelling import end
+from celery_defer.engine.offspring import born, dispatch, due
 from celery_defer.engine.ports import FrozenCall, Outgoing
 from celery_defer.errors import LimitExceededError
-from celery_defer.words import clock
-from celery_defer.words.settings import PUBLISH_GRACE
-from celery_defer.words.states import STARTED_BY, DeferralState, RunState, Trigger, When
+from celery_defer.words.states import STARTED_BY, DeferralState, RunState, When
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy import Connection
 
@@ -41,6 +41,9 @@ class DeferralBook:
         self._aborts: dict[str, None] = {}
         self._seen: set[str] = set()
         self._as_written: dict[str, str] = {}
+        self._as_aborted: list[str] = []
+        # the body's own threads may defer too, in a copy of its context
+        self._lock = threading.Lock()
 
     def __bool__(self) -> bool:
         """Whether there is something to commit."""
@@ -107,24 +110,31 @@ class DeferralBook:
 
     def abort(self, deferral_id: str) -> None:
         """Take a deferral back; with the next commit if it is recorded."""
-        for row in self._buffer:
-            if row["deferral_id"] == deferral_id:
-                row["state"] = str(DeferralState.ABORTED)
-                return
-        if self._known.get(deferral_id) in (DeferralState.RECORDED, DeferralState.DISPATCHED):
-            self._aborts[deferral_id] = None
+        with self._lock:
+            for row in self._buffer:
+                if row["deferral_id"] == deferral_id and deferral_id not in self._as_written:
+                    row["state"] = str(DeferralState.ABORTED)
+                    return
+            state = self._known.get(deferral_id) or self._as_written.get(deferral_id)
+            if state in (DeferralState.RECORDED, DeferralState.DISPATCHED):
+                self._aborts[deferral_id] = None
 
-    def mark(self) -> int:
-        """Return where a step's own deferrals begin."""
-        return len(self._buffer)
+    def mark(self) -> frozenset[str]:
+        """Return what is buffered before a step's body."""
+        with self._lock:
+            return frozenset(row["deferral_id"] for row in self._buffer)
 
-    def drop(self, mark: int) -> None:
-        """Forget the deferrals of a step attempt that failed."""
-        for row in self._buffer[mark:]:
-            self._seen.discard(row["deferral_id"])
-        del self._buffer[mark:]
+    def drop(self, before: frozenset[str]) -> None:
+        """Forget the deferrals of a step attempt that failed.
 
-    def write(self, connection: Connection, store: Store, outcome: RunState | None) -> tuple[Outgoing, list[str]]:
+        Args:
+            before: From `mark`.
+        """
+        with self._lock:
+            self._seen -= {row["deferral_id"] for row in self._buffer} - before
+            self._buffer = [row for row in self._buffer if row["deferral_id"] in before]
+
+    def write(self, connection: Connection, store: Store, outcome: RunState | None) -> Outgoing:
         """Commit what is buffered with the transaction at hand (I4).
 
         Args:
@@ -133,85 +143,40 @@ class DeferralBook:
             outcome: How the run ends with this commit, or None.
 
         Returns:
-            What is to be published after the commit, and the ids of runs to be cancelled after it.
+            What is to be published after the commit.
         """
-        # copies: if this commit doesn't land, another outcome may be written
-        rows = [{**row, "state": _state(row, outcome)} for row in self._buffer]
+        with self._lock:
+            # copies: if this commit doesn't land, another outcome may be written
+            rows = [{**row, "state": _state(row, outcome)} for row in self._buffer]
+            aborts = list(self._aborts)
         self._as_written = {row["deferral_id"]: row["state"] for row in rows}
-        dispatched = [row for row in rows if row["state"] == DeferralState.DISPATCHED]
-        store.deferrals.add(connection, [{**row, "due": _due(row)} for row in rows])
-        cancelled: list[str] = []
-        if self._aborts:
-            found = store.deferrals.abort(connection, self._run["id"], list(self._aborts))
-            gone = [row for row in found if row["state"] == DeferralState.DISPATCHED]
-            cancelled = [row["child_id"] for row in gone if row["durable"]]
+        self._as_aborted = aborts
+        dispatched: list[Any] = [row for row in rows if row["state"] == DeferralState.DISPATCHED]
+        store.deferrals.add(connection, [{**row, "due": due(row)} for row in rows])
+        ended = self._abort_recorded(connection, store, aborts) if aborts else []
         if outcome is not None and self.recorded:
             dispatched += dispatch(connection, store, self._run["id"], outcome)
-        return born(connection, store, self._run, dispatched), cancelled
+        fresh = born(connection, store, self._run, dispatched)
+        runs = [row for each in ended for row in each.runs]
+        plain = [row for each in ended for row in each.plain]
+        return Outgoing([*fresh.runs, *runs], [*fresh.plain, *plain])
+
+    def _abort_recorded(self, connection: Connection, store: Store, aborts: list[str]) -> list[Outgoing]:
+        """Abort what was recorded before; the run of one that is dispatched already ends with the same commit."""
+        found = store.deferrals.abort(connection, self._run["id"], aborts)
+        gone = [row for row in found if row["state"] == DeferralState.DISPATCHED and row["durable"]]
+        ended = (end(connection, store, row["child_id"], "aborted by the run that deferred it") for row in gone)
+        return [outgoing for outgoing in ended if outgoing is not None]
 
     def written(self) -> None:
-        """Note that `write` was committed."""
-        self._known.update(self._as_written)
-        self._as_written = {}
-        for deferral_id in self._aborts:
-            self._known[deferral_id] = DeferralState.ABORTED
-        self._buffer.clear()
-        self._aborts.clear()
-
-
-def dispatch(connection: Connection, store: Store, run_id: str, outcome: RunState) -> list[Any]:
-    """Dispatch the recorded deferrals that an outcome starts; abort the others.
-
-    Args:
-        connection: The open transaction that ends the run.
-        store: The store.
-        run_id: The run.
-        outcome: How it ends.
-    """
-    return list(store.deferrals.dispatch(connection, run_id, STARTED_BY[outcome], PUBLISH_GRACE))
-
-
-def born(connection: Connection, store: Store, run: Mapping[Any, Any], dispatched: Iterable[Any]) -> Outgoing:
-    """Insert the rows of deferred runs; their ids are derived, so a second time inserts nothing.
-
-    Args:
-        connection: The open transaction.
-        store: The store.
-        run: The parent's row.
-        dispatched: Rows of deferrals.
-
-    Returns:
-        What is to be published at once; what has a delay is left to the sweep.
-    """
-    rows = list(dispatched)
-    ancestors = json.dumps([[run["task"], run["id"]], *json.loads(run["parents"] or "[]")])
-    children = [_child(run, ancestors, row) for row in rows if row["durable"]]
-    fresh = store.runs.add(connection, children)
-    at_once = {row["child_id"] for row in rows if not _delay(row)}
-    now = [child for child in children if child["id"] in fresh & at_once]
-    return Outgoing(now, [row for row in rows if not row["durable"] and row["child_id"] in at_once])
-
-
-def _child(run: Mapping[Any, Any], ancestors: str, row: Mapping[Any, Any]) -> dict[str, Any]:
-    return {
-        "id": row["child_id"],
-        "task": row["task"],
-        "state": str(RunState.PENDING),
-        "epoch": 0,
-        "crashes": 0,
-        "retries": 0,
-        "cancel_requested": False,
-        "trigger": str(Trigger.DEFERRAL),
-        "parent_id": run["id"],
-        "root_id": run["root_id"],
-        "deferral_id": row["deferral_id"],
-        "parents": ancestors,
-        "args": row["args"],
-        "kwargs": row["kwargs"],
-        "message": row["message"],
-        "publishes": 0,
-        "delay": _delay(row) or PUBLISH_GRACE,
-    }
+        """Note that `write` was committed; what another thread has added since stays for the next commit."""
+        with self._lock:
+            self._known.update(self._as_written)
+            self._known.update(dict.fromkeys(self._as_aborted, str(DeferralState.ABORTED)))
+            self._buffer = [row for row in self._buffer if row["deferral_id"] not in self._as_written]
+            for deferral_id in self._as_aborted:
+                self._aborts.pop(deferral_id, None)
+        self._as_written, self._as_aborted = {}, []
 
 
 def _state(row: Mapping[Any, Any], outcome: RunState | None) -> str:
@@ -223,16 +188,3 @@ def _state(row: Mapping[Any, Any], outcome: RunState | None) -> str:
         return str(DeferralState.RECORDED)
     started = row["start_on"] in STARTED_BY[outcome]
     return str(DeferralState.DISPATCHED if started else DeferralState.ABORTED)
-
-
-def _due(row: Mapping[Any, Any]) -> float | None:
-    if row["durable"] or row["state"] != DeferralState.DISPATCHED:
-        return None
-    return _delay(row) or PUBLISH_GRACE
-
-
-def _delay(row: Mapping[Any, Any]) -> float:
-    if row["eta"] is None:
-        return float(row["delay"])
-    left: float = (row["eta"] - clock.utcnow()).total_seconds()
-    return max(0.0, left)

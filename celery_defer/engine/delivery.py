@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from celery_defer.engine.execution import Execution
@@ -96,10 +97,11 @@ class _Delivery:
         self, host: Host, run_id: str, epoch: int | None, call: Callable[[], Call], policy: RetryPolicy
     ) -> None:
         self._host, self._run_id, self._epoch, self._call, self._policy = host, run_id, epoch, call, policy
+        self._asked_at = clock.monotonic()
         self._owner = f"{process_name()}{_token}/{next(_count)}"
 
     def receive(self) -> Execution | Ended | None:
-        asked_at = clock.monotonic()
+        asked_at = self._asked_at  # of the first try: a claim whose answer was lost has its lease from then
         store, lease = self._host.store, self._host.settings.lease
         with store.autocommit() as connection:
             if self._epoch is None:
@@ -124,7 +126,9 @@ class _Delivery:
             return None
         if found["owner"] == self._owner and found["state"] == RunState.RUNNING:
             history = store.steps.history(connection, self._run_id)
-            return self._execution(found, history, found["started_at"], asked_at)
+            # claimed a moment ago, so that much before the lease's end; `started_at` is the first execution's
+            claimed_at = found["lease_until"] - timedelta(seconds=self._host.settings.lease)
+            return self._execution(found, history, claimed_at, asked_at)
         if found["state"] in TERMINAL and found["announced_at"] is None:
             row = store.due.claim_announcement(connection, self._run_id, self._host.settings.lease)
             return None if row is None else Ended(row)

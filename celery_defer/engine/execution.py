@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from celery_defer.engine.cancelling import cancel
 from celery_defer.engine.control import Abort, Cancelled, Control, HandOver, LeaseLost, Suspend
 from celery_defer.engine.current import executing, stepping
 from celery_defer.engine.deferring import DeferralBook
-from celery_defer.errors import LimitExceededError, NestedStepError, NonRetriableError, UnknownRunError
+from celery_defer.errors import LimitExceededError, NestedStepError, NonRetriableError
 from celery_defer.store import StoreAwayError
 from celery_defer.words import clock
 from celery_defer.words.records import Fence, ParentRef
@@ -259,12 +258,6 @@ class Execution:
         """Publish what a commit asked for."""
         if outgoing:
             self.host.publish(outgoing)
-
-    def drop_runs(self, run_ids: list[str]) -> None:
-        """Cancel runs whose deferral was taken back after its dispatch."""
-        for run_id in run_ids:
-            with suppress(UnknownRunError):  # it is over and pruned
-                self.publish(cancel(self.host.store, run_id))
 
     def sleep(self, step_id: str, seconds: Callable[[], Any]) -> None:
         """Suspend until a time that is recorded once.

@@ -170,7 +170,7 @@ class _Executor:
         execution = self._execution
         store, book = execution.host.store, execution.deferrals
         lease = execution.host.settings.lease
-        published: tuple[Outgoing, list[str]] = (Outgoing(), [])
+        published = Outgoing()
 
         def write() -> Any:
             nonlocal published
@@ -185,14 +185,13 @@ class _Executor:
 
         if execution.persist(write) is None:
             self._refused(state)
-        execution.drop_runs(published[1])
-        return published[0]
+        return published
 
     def _suspend(self, suspension: Suspend) -> Left:
         execution = self._execution
         store = execution.host.store
         execution.host.suspending(execution, suspension)
-        published: tuple[Outgoing, list[str]] = (Outgoing(), [])
+        published = Outgoing()
 
         def write() -> Any:
             nonlocal published
@@ -214,8 +213,7 @@ class _Executor:
         if wake_at is None:
             self._refused(RunState.WAITING)
         execution.deferrals.written()
-        execution.publish(published[0])
-        execution.drop_runs(published[1])
+        execution.publish(published)
         delay = suspension.wake if isinstance(suspension.wake, float) else None
         if wake_at is not None:  # else the answer of the commit was lost: the sweep wakes the run
             execution.host.arm(execution.fence.run_id, wake_at, delay)

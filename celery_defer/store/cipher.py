@@ -46,18 +46,31 @@ class Cipher:
         return _PREFIX + self._fernet.encrypt(text.encode()).decode()
 
     def decrypt(self, text: str) -> str:
-        """Return the text of a token; a text that isn't one is returned as it is.
+        """Return the text of a token; a text that isn't one, and a token that no key opens, is returned as it is.
 
-        Raises:
-            PayloadError: No key of ``defer_encryption_keys`` fits.
+        One row that can't be read must not keep a batch from being read: `opened` refuses it where it is used.
         """
         if not text.startswith(_PREFIX):
             return text
         try:
             return self._fernet.decrypt(text.removeprefix(_PREFIX).encode()).decode()
-        except self._invalid as error:
-            reason = (
-                "can't read an encrypted payload: none of the keys in defer_encryption_keys opens it:"
-                " put the key that it was written with back at the end of the list"
-            )
-            raise PayloadError(reason) from error
+        except self._invalid:
+            return text
+
+
+def opened(text: str) -> str:
+    """Return the text of a payload column.
+
+    Args:
+        text: As it was read.
+
+    Raises:
+        PayloadError: It is encrypted and no key of ``defer_encryption_keys`` fits.
+    """
+    if text.startswith(_PREFIX):
+        reason = (
+            "can't read an encrypted payload: none of the keys in defer_encryption_keys opens it:"
+            " put the key that it was written with back at the end of the list"
+        )
+        raise PayloadError(reason)
+    return text

@@ -106,7 +106,7 @@ class Due:
             .returning(run)
         )
         self._published = (
-            update(run).where(listed, pending).values(publish_at=_backed_off(run), publishes=run.c.publishes + 1)
+            update(run).where(fenced, pending).values(publish_at=_backed_off(run), publishes=run.c.publishes + 1)
         )
         unannounced = and_(over, run.c.announced_at.is_(null()))
         self._announceable = (
@@ -213,9 +213,9 @@ class Due:
         """Take pending runs whose publication is due, for ``grace`` seconds (I5)."""
         return connection.execute(self._publishable, {"grace": grace, "most": most}).mappings().all()
 
-    def published(self, connection: Connection, ids: Sequence[str], again: float) -> None:
+    def published(self, connection: Connection, fences: Sequence[Fence], again: float) -> None:
         """Note that runs were published; unclaimed after ``again`` seconds and more they are published again."""
-        connection.execute(self._published, {"ids": list(ids), "again": again})
+        connection.execute(self._published, {"fences": [tuple(fence) for fence in fences], "again": again})
 
     def announceable(self, connection: Connection, grace: float, most: int) -> Sequence[RowMapping]:
         """Take finished runs whose end nobody has announced in time (I10)."""

@@ -106,19 +106,26 @@ class Store:
             until: When to give up, by `clock.monotonic`.
 
         Raises:
-            StoreAwayError: It was away until then.
+            StoreAwayError: It was away until then, or it refused the work.
         """
         pause = _FIRST_PAUSE
         while True:
             try:
                 return attempt()
             except DBAPIError as error:
-                if not _passes(error):
-                    raise
-                if clock.monotonic() + pause > until:
+                if not _passes(error) or clock.monotonic() + pause > until:
                     raise StoreAwayError(str(error.orig)) from error
             clock.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
+
+    @staticmethod
+    def is_away(error: BaseException) -> bool:
+        """Tell whether an error says that the database or the connection to it is gone.
+
+        Args:
+            error: What a statement raised.
+        """
+        return isinstance(error, DBAPIError) and _passes(error) and not _lost_a_lock(error)
 
     def close(self) -> None:
         """Close this process's connections; the next use opens new ones."""
@@ -199,7 +206,13 @@ def _sqlite_connect(connection: sqlite3.Connection, _record: object) -> None:
 
 
 class StoreAwayError(Exception):
-    """The database could not be reached for as long as there was time."""
+    """The database could not be reached for as long as there was time, or refused a statement of ours."""
+
+
+def _lost_a_lock(error: DBAPIError) -> bool:
+    """Tell whether another transaction was in the way: SQLSTATE class 40 and 55P03, or SQLite's busy timeout."""
+    state = getattr(error.orig, "sqlstate", None) or ""
+    return state.startswith("40") or state == "55P03" or "locked" in str(error.orig)
 
 
 def _passes(error: DBAPIError) -> bool:

@@ -11,13 +11,14 @@ from celery.canvas import _chain as Chain  # noqa: N812 - Celery's own name of t
 from celery.canvas import _chord as Chord  # noqa: N812
 from celery.canvas import group as Group  # noqa: N812
 from celery.exceptions import NotRegistered
+from celery.utils.time import maybe_iso8601, maybe_make_aware
 from kombu.exceptions import EncodeError
 from kombu.utils import json
 
+from celery_defer.engine.execution import LONGEST_WAIT
 from celery_defer.engine.ports import FrozenCall
 from celery_defer.errors import PayloadError
 from celery_defer.words import clock
-from celery_defer.words.durations import moment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -72,7 +73,7 @@ def from_request(request: Any) -> str:
     Returns:
         JSON text.
     """
-    message = {name: value for old, name in _FROM_REQUEST.items() if (value := request.get(old))}
+    message = {name: value for old, name in _FROM_REQUEST.items() if (value := request.get(old)) is not None}
     if "ignore_result" in vars(request):
         message["ignore_result"] = request.ignore_result
     limits = request.timelimit or (None, None)
@@ -80,7 +81,8 @@ def from_request(request: Any) -> str:
         message["time_limit"], message["soft_time_limit"] = limits
     for stamp in message.get("stamped_headers", ()):
         message.setdefault("stamps", {})[stamp] = (request.stamps or {}).get(stamp)
-    headers = {key: value for key, value in (request.headers or {}).items() if key not in _OURS}
+    sent = request._filter_x_death_headers(request.headers)  # noqa: SLF001 - what Celery's own retry sends again
+    headers = {key: value for key, value in sent.items() if key not in _OURS}
     if headers:
         message["headers"] = headers
     message["routing"] = _routing(request.delivery_info or {})
@@ -135,10 +137,10 @@ def freeze(
             kept.freeze(child_id)
             message, durable, name = {"signature": dict(kept), "root_id": root_id}, False, signature.task
         call = json.dumps(args), json.dumps(kwargs), json.dumps(message)
-    except (EncodeError, TypeError, ValueError, RecursionError) as error:
-        reason = f"deferral {deferral_id!r} of {signature.task} can't be written as JSON: {error}"
+        delay, eta = _when(signature.options, signature.app)
+    except (EncodeError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        reason = f"deferral {deferral_id!r} of {signature.task} can't be recorded: {error}"
         raise PayloadError(reason) from error
-    delay, eta = _when(signature.options)
     return FrozenCall(name, durable, child_id, delay, eta, *call)
 
 
@@ -193,7 +195,7 @@ def from_options(task: Any, options: Mapping[str, Any]) -> tuple[str, float, dat
     for name in ("root_id", "parent_id"):
         if options.get(name):
             message[name] = options[name]
-    return json.dumps(message), *_when(options)
+    return json.dumps(message), *_when(options, task.app)
 
 
 def seconds_until(delay: float, eta: datetime | None) -> float:
@@ -201,15 +203,15 @@ def seconds_until(delay: float, eta: datetime | None) -> float:
     return delay if eta is None else max(0.0, (eta - clock.utcnow()).total_seconds())
 
 
-def _when(options: Mapping[str, Any]) -> tuple[float, datetime | None]:
+def _when(options: Mapping[str, Any], app: Any) -> tuple[float, datetime | None]:
     eta = options.get("eta")
-    if eta is None:
-        return max(0.0, float(options.get("countdown") or 0)), None
-    try:
-        return 0.0, moment(eta)
-    except ValueError:  # Celery takes naive ones for UTC or the app's zone; a delay from now is the same
-        seconds = (eta.replace(tzinfo=None) - clock.utcnow().replace(tzinfo=None)).total_seconds()
-        return max(0.0, seconds), None
+    if eta is not None:  # naive ones are of the application's zone, as in Celery
+        eta = maybe_make_aware(maybe_iso8601(eta), app.timezone)
+    delay = max(0.0, float(options.get("countdown") or 0)) if eta is None else 0.0
+    if not seconds_until(delay, eta) <= LONGEST_WAIT:
+        reason = f"it can wait for a year at most, found countdown {options.get('countdown')!r} and eta {eta}"
+        raise ValueError(reason)
+    return delay, eta
 
 
 def thaw_signature(message: str, app: Any) -> tuple[Any, str]:

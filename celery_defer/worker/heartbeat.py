@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
     from celery_defer.engine.execution import Execution
     from celery_defer.store import Store
-    from celery_defer.words.records import Fence
-from celery_defer.words.settings import Settings
+    from celery_defer.words.settings import Settings
 
 logger = logging.getLogger("celery_defer.heartbeat")
 
@@ -44,7 +43,7 @@ class Heartbeat:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._executions: dict[int, Execution] = {}
-        self._marks: dict[str, list[str]] = {"published": [], "plain": [], "announced": []}
+        self._marks: dict[str, list[Any]] = {"published": [], "plain": [], "announced": []}
         self._timers: list[tuple[float, str]] = []
         self._renew_at = self._flush_at = float("inf")
         self._closed = False
@@ -64,12 +63,12 @@ class Heartbeat:
             with self._changed:
                 self._executions.pop(key, None)
 
-    def note(self, kind: str, ids: Iterable[str]) -> None:
+    def note(self, kind: str, ids: Iterable[Any]) -> None:
         """Note for many runs in one statement, a little later.
 
         Args:
             kind: ``published``, ``plain`` or ``announced``.
-            ids: Ids of runs; child ids for ``plain``.
+            ids: Ids of runs; their fences for ``published``, child ids for ``plain``.
         """
         with self._changed:
             self._marks[kind].extend(ids)
@@ -129,10 +128,14 @@ class Heartbeat:
             renew, flush = self._renew_at <= now, self._flush_at <= now
             if renew:
                 self._renew_at = now + self._settings.lease / 3 if self._executions else float("inf")
+        if renew:
+            try:
+                self._renew()
+            except BaseException:
+                self._renew_soon()
+                raise
         if due:
             self._wake(due)
-        if renew:
-            self._renew()
         if flush:
             self._flush()
 
@@ -167,7 +170,14 @@ class Heartbeat:
             execution = old[Fence(row["id"], row["epoch"])]
             # from before the renewal was sent: never later than what the database thinks
             execution.deadline = asked_at + lease
-            execution.cancelled = execution.cancelled or bool(row["cancel_requested"])
+            if row["cancel_requested"]:
+                execution.cancelled = True
+        if len(rows) < len(old):  # one was lost, or its row was locked just now
+            self._renew_soon()
+
+    def _renew_soon(self) -> None:
+        with self._changed:
+            self._renew_at = min(self._renew_at, clock.monotonic() + _FLUSH)
 
     def _flush(self) -> None:
         with self._changed:

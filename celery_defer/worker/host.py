@@ -62,6 +62,7 @@ class Host:
         self.heartbeat.close()
         self.publisher.close()
         self.store.close()
+        self._open()
 
     def stopping(self) -> bool:
         """Tell whether this worker is shutting down."""
@@ -109,11 +110,15 @@ class Host:
 
     def restate(self, run_id: str) -> None:
         """Write Celery's state anew from the row, after an announcement that turned out wrong (I3)."""
+        written = None
         try:
-            with self.store.autocommit() as connection:
-                row = self.store.runs.look(connection, run_id)
-            if row is not None and row["task"] in self.app.tasks:
+            while True:
+                with self.store.autocommit() as connection:
+                    row = self.store.runs.look(connection, run_id)
+                if row is None or row["task"] not in self.app.tasks or celery_state(row) == written:
+                    return
                 self.app.tasks[row["task"]].restate(row)
+                written = celery_state(row)  # and look again: the run may have moved meanwhile
         except Exception:
             logger.exception("Celery's state of a run was not written anew", extra={"run_id": run_id})
 

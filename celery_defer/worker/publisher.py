@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from kombu.exceptions import OperationalError
 from kombu.utils import json
 
+from celery_defer.store.cipher import opened
 from celery_defer.words import clock
+from celery_defer.words.records import Fence
 from celery_defer.worker.frozen import DEFERRAL, EPOCH, PARENT, thaw_signature
 from celery_defer.worker.stray import own_publication
 
@@ -34,22 +36,22 @@ class Publisher:
 
     def __init__(self, app: Any) -> None:
         self._app = app
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a canvas may hold a durable task whose call is recorded and published
         self._connection: Any = None
         self._producer: Any = None
         self._dispatcher: Any = None
         self._away_until = 0.0
 
-    def runs(self, rows: Iterable[Mapping[Any, Any]]) -> list[str]:
+    def runs(self, rows: Iterable[Mapping[Any, Any]]) -> list[Fence]:
         """Publish runs.
 
         Args:
             rows: Rows of the run table.
 
         Returns:
-            The ids of those that got out.
+            The fences of those that got out.
         """
-        return [row["id"] for row in rows if self._send(self._run, row)]
+        return [Fence(row["id"], row["epoch"]) for row in rows if self._send(self._run, row)]
 
     def plain(self, rows: Iterable[Mapping[Any, Any]]) -> list[str]:
         """Publish plain targets.
@@ -83,6 +85,7 @@ class Publisher:
             except Exception as error:
                 if not self._is_away(error):
                     logger.exception("a message can't be sent; the sweep tries it again", extra={"what": args[:1]})
+                    self._drop()  # it may have been interrupted in the middle of a frame
                     return False
                 logger.warning(_AWAY, extra={"error": repr(error)})
                 self._away_until = clock.monotonic() + _PAUSE
@@ -92,7 +95,7 @@ class Publisher:
 
     def _is_away(self, error: Exception) -> bool:
         connection = self._connection
-        own = () if connection is None else (*connection.connection_errors, *connection.channel_errors)
+        own = () if connection is None else connection.connection_errors
         return isinstance(error, (OperationalError, OSError, *own))
 
     def _open(self) -> None:
@@ -106,7 +109,9 @@ class Publisher:
         connection = self._app.connection_for_write()
         if "redis" in (connection.transport_cls if isinstance(connection.transport_cls, str) else ""):
             options |= {"socket_connect_timeout": _TIMEOUT, "socket_timeout": _TIMEOUT}
-        self._connection = self._app.connection_for_write(connect_timeout=_TIMEOUT, transport_options=options)
+        self._connection = self._app.connection_for_write(
+            connect_timeout=_TIMEOUT, confirm_timeout=_TIMEOUT, transport_options=options
+        )
         self._producer = self._app.amqp.Producer(self._connection, auto_declare=False)
 
     def _drop(self) -> None:
@@ -119,7 +124,7 @@ class Publisher:
 
     def _run(self, row: Mapping[Any, Any]) -> None:
         app = self._app
-        frozen = json.loads(row["message"])
+        frozen = json.loads(opened(row["message"]))
         routing = frozen.pop("routing", {})
         headers = {**frozen.pop("headers", {}), EPOCH: row["epoch"]}
         stamps = frozen.pop("stamps", {})
@@ -128,21 +133,30 @@ class Publisher:
             frozen["expires"] = expires
         frozen["root_id"] = frozen.get("root_id") or row["root_id"]
         frozen["parent_id"] = frozen.get("parent_id") or row["parent_id"]
-        args, kwargs = json.loads(row["args"]), json.loads(row["kwargs"])
+        args, kwargs = json.loads(opened(row["args"])), json.loads(opened(row["kwargs"]))
         sent_event = row["epoch"] == 0 and app.conf.task_send_sent_event
         message = app.amqp.create_task_message(
             row["id"], row["task"], args, kwargs, create_sent_event=sent_event, **frozen, **stamps
         )
         options = app.amqp.router.route(routing, row["task"], args, kwargs)
         app.amqp.send_task_message(
-            self._producer, row["task"], message, headers=headers, retry=False, timeout=_TIMEOUT, **options
+            self._producer,
+            row["task"],
+            message,
+            headers=headers,
+            retry=False,
+            timeout=_TIMEOUT,
+            confirm_timeout=_TIMEOUT,
+            **options,
         )
 
     def _plain(self, row: Mapping[Any, Any]) -> None:
-        signature, root_id = thaw_signature(row["message"], self._app)
+        signature, root_id = thaw_signature(opened(row["message"]), self._app)
         headers = {**(signature.options.get("headers") or {}), PARENT: row["run_id"], DEFERRAL: row["deferral_id"]}
         links = {"parent_id": row["run_id"], "root_id": root_id, "headers": headers}
-        signature.apply_async(producer=self._producer, add_to_parent=False, retry=False, **links)
+        signature.apply_async(
+            producer=self._producer, add_to_parent=False, retry=False, confirm_timeout=_TIMEOUT, **links
+        )
 
     def _event(self, kind: str, fields: dict[str, Any]) -> None:
         if self._dispatcher is None:

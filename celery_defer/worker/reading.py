@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_defer.engine.execution import BODY
 from celery_defer.errors import PayloadError
+from celery_defer.store.cipher import opened
 from celery_defer.words.records import DeferralRecord, Run, Step
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ def run_of(row: Mapping[Any, Any], app: Any, history: Sequence[Mapping[Any, Any]
         task=row["task"],
         state=row["state"],
         waiting_for=row["waiting_for"],
-        args=json.loads(row["args"]),
-        kwargs=json.loads(row["kwargs"]),
+        args=_loaded(row["args"]),
+        kwargs=_loaded(row["kwargs"]),
         result=_result(row, app),
         error=_loaded(row["error"]),
         trigger=row["trigger"],
@@ -68,17 +69,18 @@ def run_of(row: Mapping[Any, Any], app: Any, history: Sequence[Mapping[Any, Any]
 
 
 def _loaded(text: str | None) -> Any:
-    return None if text is None else json.loads(text)
+    return None if text is None else json.loads(opened(text))
 
 
 def _result(row: Mapping[Any, Any], app: Any) -> Any:
     task = app.tasks.get(row["task"])
     if row["result"] is None:
         return None
+    text = opened(row["result"])
     try:
-        return json.loads(row["result"]) if task is None else task.contract.result.load(row["result"])
+        return json.loads(text) if task is None else task.contract.result.load(text)
     except PayloadError:  # the annotation has changed since
-        return json.loads(row["result"])
+        return json.loads(text)
 
 
 def _steps(row: Mapping[Any, Any], history: Sequence[Mapping[Any, Any]]) -> Iterable[Step]:

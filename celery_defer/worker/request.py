@@ -18,6 +18,7 @@ from celery_defer.engine.delivery import process_name
 from celery_defer.engine.ports import Outgoing
 from celery_defer.errors import UnknownRunError
 from celery_defer.words.settings import PUBLISH_GRACE
+from celery_defer.words.states import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,8 @@ class DurableRequest(Request):
 
     Its callbacks run in the consumer's loop, so SQL is handed to a thread.
     """
+
+    _settled = False
 
     @property
     def _host(self) -> Host:
@@ -57,8 +60,17 @@ class DurableRequest(Request):
         """A hard time limit kills the child: its run counts a crash and goes on or fails by its retries."""
         if soft:
             super().on_timeout(soft, timeout)
+        else:
+            self._lost(TimeLimitExceeded(timeout))
+
+    def maybe_expire(self) -> bool:
+        """Leave it to the child, who knows if the run has begun: then a late copy of its message ends nothing."""
+        return False
 
     def _lost(self, error: BaseException) -> None:
+        if self._settled:  # some pools report a time limit twice
+            return
+        self._settled = True
         state.task_ready(self)
         logger.warning(_LOST, extra={"run_id": self.id, "task": self.name, "error": repr(error)})
         _in_thread(self._rescue)
@@ -69,21 +81,26 @@ class DurableRequest(Request):
         try:
             with store.autocommit() as connection:
                 row = store.due.rescue_lost(connection, self.id, process_name(self.worker_pid), PUBLISH_GRACE)
-                known = row is not None or store.runs.look(connection, self.id) is not None
+                found = store.runs.look(connection, self.id) if row is None else row
+            known = row is not None or (found is not None and found["state"] != RunState.PENDING)
             if row is not None:
                 host.publish(Outgoing([row]))
         finally:
-            # without a row it died before the claim: the broker delivers the message again; one too many is dropped
+            # it died before the claim: the broker delivers the message again; one too many is dropped
             _in_loop(self.acknowledge if known else lambda: self.reject(requeue=True))
 
     def _announce_revoked(self, reason: Any, terminated: bool, signum: Any, expired: bool) -> None:  # noqa: FBT001 - Celery's
         """A worker that discards a message as revoked or expired makes its row cancelled."""
         super()._announce_revoked(reason, terminated, signum, expired)
-        _in_thread(self._cancel)
+        _in_thread(lambda: self._cancel(terminated=terminated))
 
-    def _cancel(self) -> None:
+    def _cancel(self, *, terminated: bool) -> None:
         host = self._host
         try:
+            if terminated:  # its process is dead, so that it can be ended at once
+                with host.store.autocommit() as connection:
+                    process = process_name(self.worker_pid)
+                    host.store.due.rescue_lost(connection, self.id, process, PUBLISH_GRACE)
             outgoing = cancel(host.store, self.id, "revoked")
         except UnknownRunError:
             return  # no worker has seen it: there is nothing to end

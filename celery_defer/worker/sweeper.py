@@ -15,6 +15,8 @@ from celery_defer.words import clock
 from celery_defer.worker import flags
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from celery_defer.worker.host import Host
 
 logger = logging.getLogger("celery_defer.sweep")
@@ -67,8 +69,9 @@ class Sweeper:
             except Exception as error:
                 if not away:
                     logger.exception("the sweep failed; it is tried again", extra={"error": repr(error)})
-                away, pause = True, self._interval
-                self._rescue_from = clock.monotonic() + self._host.settings.lease
+                away, pause = self._host.store.is_away(error), self._interval
+                if away:
+                    self._rescue_from = clock.monotonic() + self._host.settings.lease
         self._resign()
 
     def _pass(self) -> float:
@@ -87,11 +90,21 @@ class Sweeper:
 
     def _duties(self, now: float) -> None:
         if now >= self._rescue_from:
-            while self._sweep.rescue() >= BATCH:
+            while self._duty(self._sweep.rescue) >= BATCH:
                 pass
-        self._sweep.announce()
-        if now >= self._prune_at and self._sweep.prune() < BATCH:
+        self._duty(self._sweep.announce)
+        if now >= self._prune_at and self._duty(self._sweep.prune) < BATCH:
             self._prune_at = now + _PRUNE_EVERY
+
+    def _duty(self, work: Callable[[], int]) -> int:
+        """Do one of the duties; a bad row in one of them doesn't keep the others from theirs."""
+        try:
+            return work()
+        except Exception as error:
+            if self._host.store.is_away(error):
+                raise
+            logger.exception("a duty of the sweep failed; it is tried again", extra={"duty": work.__name__})
+            return 0
 
     def _resign(self) -> None:
         try:

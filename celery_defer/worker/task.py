@@ -16,12 +16,14 @@ from celery_defer.engine.current import executing
 from celery_defer.engine.delivery import Call, Ended, receive
 from celery_defer.engine.execution import BODY
 from celery_defer.engine.executor import Finished, Left, execute
-from celery_defer.errors import RunCancelledError
-from celery_defer.store import StoreAwayError
+from celery_defer.errors import PayloadError, RunCancelledError
+from celery_defer.store.cipher import opened
+from celery_defer.words import clock
 from celery_defer.words.durations import moment
 from celery_defer.words.states import RunState
 from celery_defer.worker import frozen
 from celery_defer.worker.calls import publish_recorded
+from celery_defer.worker.expiry import expire_if_late
 from celery_defer.worker.host import celery_state
 
 if TYPE_CHECKING:
@@ -31,6 +33,12 @@ if TYPE_CHECKING:
     from celery_defer.worker.host import Host
 
 logger = logging.getLogger("celery_defer.task")
+
+_UNCLAIMED = "a run can't be claimed: its message goes back to the broker"
+_BROKEN = "an execution broke outside of the user's code: the run goes on when its lease has run out"
+_OTHER_TASK = "a call of one task has the id of another task's run: it is dropped"
+# Between two deliveries of a message whose run can't be claimed, in seconds.
+_UNCLAIMED_PAUSE = 1.0
 
 
 if TYPE_CHECKING:
@@ -88,9 +96,15 @@ class DurableMixin(Task):
         request.defer_entered = True
         epoch = request.get(frozen.EPOCH)
         try:
+            expire_if_late(self, request, epoch)
             received = receive(self.host, request.id, epoch, lambda: self._call(request), self.policy)
-        except StoreAwayError as error:
-            raise Reject(error, requeue=True) from error  # not a line of the body was run: the broker keeps it
+        except (Ignore, PayloadError):
+            raise
+        except Exception as error:
+            # not a line of the body was run: the broker keeps the message, and a second one does no harm
+            logger.exception(_UNCLAIMED, extra={"run_id": request.id, "task": self.name})
+            clock.sleep(_UNCLAIMED_PAUSE)
+            raise Reject(error, requeue=True) from error
         if received is None:
             raise Ignore
         if isinstance(received, Ended):
@@ -113,10 +127,14 @@ class DurableMixin(Task):
     def _execute(self, request: Any, execution: Execution) -> Any:
         host = self.host
         execution.handle = (self, request)
-        if execution.fence.epoch > 1:
-            host.resumed(execution)
-        with host.heartbeat.covers(execution):
-            settled = execute(execution, lambda: self._body(request, execution), self.contract.result)
+        try:
+            with host.heartbeat.covers(execution):
+                if execution.fence.epoch > 1:
+                    host.resumed(execution)
+                settled = execute(execution, lambda: self._body(request, execution), self.contract.result)
+        except Exception as error:  # ours, or a time limit that struck in the middle of a commit
+            logger.exception(_BROKEN, extra={"run_id": request.id, "task": self.name})
+            raise Ignore from error
         if isinstance(settled, Left):
             raise Ignore
         request.defer_finished = settled
@@ -124,7 +142,7 @@ class DurableMixin(Task):
 
     def _end(self, request: Any, settled: Finished) -> Any:
         if settled.state == RunState.CANCELLED:
-            self._revoked(request, settled.error)
+            self.announce_revoked(request, settled.error)
             raise Ignore
         if settled.error is not None:
             raise settled.error
@@ -134,7 +152,10 @@ class DurableMixin(Task):
 
     def _body(self, request: Any, execution: Execution) -> Any:
         row = execution.row
-        plain = json.loads(row["args"]), json.loads(row["kwargs"])
+        if row["task"] != self.name:  # a task id that the user gave to two tasks: the row's own task goes on
+            logger.error(_OTHER_TASK, extra={"run_id": request.id, "task": self.name, "row": row["task"]})
+            raise HandOver
+        plain = json.loads(opened(row["args"])), json.loads(opened(row["kwargs"]))
         args, kwargs = self.contract.build(*plain)
         value: Any = None
         try:
@@ -198,7 +219,13 @@ class DurableMixin(Task):
         )
         return rebuilt
 
-    def _revoked(self, request: Any, error: BaseException | None) -> None:
+    def announce_revoked(self, request: Any, error: BaseException | None) -> None:
+        """Tell Celery that a run was cancelled.
+
+        Args:
+            request: Celery's request.
+            error: Why.
+        """
         reason = str(error or RunCancelledError(f"run {request.id} was cancelled"))
         self.backend.mark_as_revoked(request.id, reason, request=request, store_result=not self.ignored(request))
         self.host.tell(
@@ -227,10 +254,14 @@ class DurableMixin(Task):
         return bool(get_actual_ignore_result(self, request))
 
 
-def after_task(sender: Any, **_kwargs: Any) -> None:
+def after_task(sender: Any, state: str | None = None, **_kwargs: Any) -> None:
     """Note that Celery has stored an outcome and told everybody, and publish what was to wait for that.
 
     Receives Celery's ``task_postrun``, which is sent with the request still in place.
+
+    Args:
+        sender: The task.
+        state: What Celery has made of it: a failure if it could not publish a link or store the result.
     """
     if not isinstance(sender, DurableMixin):
         return
@@ -240,5 +271,6 @@ def after_task(sender: Any, **_kwargs: Any) -> None:
         return
     host = sender.host
     host.publish(settled.outgoing)
-    if sys.exception() is None:  # else the result backend is away: the sweep has it announced again
+    failed_to_tell = state == states.FAILURE and settled.state != RunState.FAILED
+    if sys.exception() is None and not failed_to_tell:  # else the sweep has it announced again
         host.heartbeat.note("announced", [request.id])

@@ -31,7 +31,7 @@ def test_i4_a_transaction_s_writes_and_its_record_are_both_there_or_both_not(sit
     with store.autocommit() as connection:
         # no key: a write that happens twice must show
         connection.execute(text(f"CREATE TABLE {table} (number INTEGER NOT NULL)"))
-    site.worker(concurrency=2).wait_ready()
+    site.worker(concurrency=_KILLS + 1).wait_ready()
     result = site.tasks.ledger.delay(table, _COUNT)
 
     step = store.tables.step.name

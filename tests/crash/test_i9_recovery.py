@@ -87,30 +87,29 @@ def test_i9_a_killed_child_s_run_goes_on_without_waiting_for_the_lease(site: Sit
     assert site.done(result.id) == ["first", "held", "held", "last"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)  # whose library has locks that a fork can inherit
 def test_i9_five_children_killed_in_a_row_while_the_worker_sweeps(site: Site) -> None:
-    """Each fork happens while the sweeper's thread is at work, and none of the new children hangs."""
-    site.conf["defer_sweep_interval"] = 0.05
-    site.worker().wait_ready()
-    sleepers = [site.tasks.naps.delay(3, 0.3) for _ in range(5)]
-    result = site.tasks.gated.delay()
-    pids = []
-    for kill in range(1, 6):
-        pids.append(site.reached(result.id, "held", kill)["pid"])
-        os.kill(pids[-1], signal.SIGKILL)
-    site.reached(result.id, "held", 6)
-    site.open(result.id)
-    assert site.get(result)[0] == "first"
-    assert len(set(pids)) == 5
-    assert site.done(result.id) == ["first", *["held"] * 6, "last"]
-    for sleeper in sleepers:
-        assert site.get(sleeper) == ["step0", "step1", "step2", "last"]
+    """Five forks happen while the sweeper's thread is at work, and none of the new children hangs."""
+    site.conf["defer_sweep_interval"] = 0.02
+    site.worker(concurrency=5).wait_ready()
+    results = [site.tasks.gated.delay() for _ in range(5)]
+    old = {site.reached(result.id, "held")["pid"] for result in results}
+    assert len(old) == 5
+    for pid in old:
+        os.kill(pid, signal.SIGKILL)
+    new = {site.reached(result.id, "held", 2)["pid"] for result in results}
+    assert len(new) == 5
+    assert not old & new
+    for result in results:
+        site.open(result.id)
+        assert site.get(result)[0] == "first"
+        assert site.done(result.id) == ["first", "held", "held", "last"]
 
 
 def test_i9_a_crash_loop_is_given_up(site: Site) -> None:
     """A step that kills its process again and again: after ``retries`` take-overs the run fails and says why."""
-    site.worker().wait_ready()
+    site.conf["defer_lease"] = 1.0
+    site.worker(concurrency=4).wait_ready()  # a child for each time
     result = site.tasks.deadly.delay()
     with pytest.raises(CrashLoopError, match="worker died 3 times"):
         site.get(result)

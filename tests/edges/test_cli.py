@@ -19,6 +19,7 @@ import pytest
 from celery import Celery
 from celery.bin.base import CLIContext
 from celery.contrib.testing.worker import start_worker
+from celery.signals import user_preload_options
 from click.testing import CliRunner, Result
 
 from celery_defer import DeferralRecord, Durable, Run, Step
@@ -331,14 +332,19 @@ def test_wrong_usage_ends_with_2(shop: SimpleNamespace, arguments: list[str], sa
 
 
 def test_preload_options_of_the_application_are_taken(tmp_path: Path) -> None:
-    """An option that the application adds to all of Celery's commands reaches the group and does no harm."""
+    """An option that the application adds to all of Celery's commands reaches its signal and does no harm."""
+    seen: list[dict[str, Any]] = []
+    user_preload_options.connect(lambda options, **_: seen.append(options), weak=False, dispatch_uid="test_cli")
     app = new_app(f"sqlite:///{tmp_path / 'runs.db'}")
     app.user_options["preload"].add(click.Option(["--site"]))
     group = click.Group("defer", commands=defer.commands, callback=defer.callback)
     group.params = [*defer.params, *app.user_options["preload"]]
     context = CLIContext(app=app, no_color=True, workdir=None)
-    result = CliRunner().invoke(group, ["--site", "north", "runs"], obj=context)
-    assert (result.exit_code, result.stdout) == (0, "no runs\n")
+    try:
+        result = CliRunner().invoke(group, ["--site", "north", "runs"], obj=context)
+    finally:
+        user_preload_options.disconnect(dispatch_uid="test_cli")
+    assert (result.exit_code, result.stdout, seen) == (0, "no runs\n", [{"site": "north"}])
 
 
 # -- the real command line

@@ -94,12 +94,12 @@ def left_behind(temporary: Path) -> list[str]:
     return found
 
 
-def gone(temporary: Path) -> Iterator[list[str]]:
-    """Look again and again for what is left, as the system takes a moment to forget a killed process."""
+def still_there(temporary: Path) -> list[str]:
+    """Return what is left when the system has had the time to forget killed processes."""
     deadline = clock.monotonic() + 10
-    while clock.monotonic() < deadline:
-        yield left_behind(temporary)
+    while (left := left_behind(temporary)) and clock.monotonic() < deadline:
         clock.sleep(0.1)
+    return left
 
 
 @pytest.mark.slow
@@ -121,7 +121,7 @@ def test_the_demo_survives_its_kills_and_says_so(temporary):
     assert "2 attempts" in text
     assert all(len(line) <= 80 for line in text.splitlines())
     assert "\x1b" not in text
-    assert any(not left for left in gone(temporary)), left_behind(temporary)
+    assert still_there(temporary) == []
 
 
 @pytest.mark.slow
@@ -148,7 +148,7 @@ def test_a_worker_that_does_not_start_is_shown_with_its_log(checkout, temporary)
     assert process.returncode == 1
     assert "worker 1 (pid " in text
     assert "RuntimeError: no worker today" in text
-    assert any(not left for left in gone(temporary)), left_behind(temporary)
+    assert still_there(temporary) == []
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ def test_an_interrupted_demo_leaves_nothing_behind(number, temporary):
         text = output(process)
     assert process.returncode == 130, text
     assert "Traceback" not in text
-    assert any(not left for left in gone(temporary)), left_behind(temporary)
+    assert still_there(temporary) == []
 
 
 def run_of(run_id: str, task: str, state: str = "completed", parent: str | None = None, name: str | None = None) -> Run:

@@ -270,7 +270,9 @@ class Driver:
         with self.store.autocommit() as connection:
             connection.execute(update(wait).where(wait.c.run_id == run_id).values(wake_at=after(-1.0)))
             found = connection.execute(
-                update(run).where(run.c.id == run_id, run.c.state == "waiting").values(wake_at=after(-0.5))
+                update(run)
+                .where(run.c.id == run_id, run.c.state == "waiting")
+                .values(wake_at=after(-0.5), started_at=after(-60.0))
             )
         assert found.rowcount == 1, f"run {run_id} isn't waiting: {self.run(run_id)}"
         self.sweep.timers()

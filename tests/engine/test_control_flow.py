@@ -139,7 +139,7 @@ def test_nested_step_swallowed_by_the_outer_ones_except_base_exception_still_fai
         return step.run("outer", outer)
 
     run = driver.go(body)
-    assert (run.state, run.error["name"]) == ("failed", "NestedStepError")
+    assert (run.state, run.error["name"], run.steps) == ("failed", "NestedStepError", ())
 
 
 def test_nested_step_takes_the_outer_steps_deferrals_with_it(driver):

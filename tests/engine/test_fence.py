@@ -107,6 +107,26 @@ def test_end_of_an_execution_that_lost_its_run_leaves_nothing(driver, end):
     assert (driver.waits(run_id), ran) == ([], [])
 
 
+def test_suspension_that_was_announced_and_refused_is_made_good(driver):
+    """Celery's state is written anew from the row when the old execution's announcement turned out wrong (I3)."""
+    bodies = notes()
+
+    @driver.task
+    def body() -> None:
+        bodies.append(1)
+        if len(bodies) == 1:
+            take_over(driver, current_run.id)
+            assert body.AsyncResult(current_run.id).state == "SLEEPING"
+            raise ValueError("old")
+        step.sleep("nap", 60)
+
+    run_id = driver.call(body)
+    driver.work()
+    assert driver.run(run_id).waiting_for == "sleep"
+    assert body.AsyncResult(run_id).state == "SLEEPING"
+    assert driver.finish(run_id).state == "completed"
+
+
 def test_process_woken_between_two_steps_asks_before_it_runs_the_next(driver):
     """Past its own deadline an execution asks SQL; if another has taken over, no further body is run (27)."""
     bodies, ran = notes(), notes()
@@ -336,6 +356,7 @@ def test_broken_connection_at_a_commit_costs_nothing(driver, what, lands):
     assert run.state == {"failure": "failed", "cancel": "cancelled"}.get(what, "completed")
     assert ran == [1]
     assert len(bodies) == len(driver.outcomes[run_id]) == (2 if what in ("resume", "suspend") else 1)
+    assert driver.outcomes[run_id][-1] == {"failure": "FAILURE", "cancel": "IGNORED"}.get(what, "SUCCESS")
     assert driver.row(run_id)["crashes"] == 0
 
 

@@ -184,7 +184,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Notes of the publisher and the sweep, late or early, move nothing."""
         due = self.store.due
         deeds: dict[str, Callable[[Any], Any]] = {
-            "published": lambda c: due.published(c, [self.run_id], 30.0),
+            "published": lambda c: due.published(c, [Fence(self.run_id, self._row()["epoch"])], 30.0),
             "announced": lambda c: due.announced(c, [self.run_id]),
             "announceable": lambda c: due.announceable(c, GRACE, MANY),
             "publishable": lambda c: due.publishable(c, GRACE, MANY),

@@ -107,7 +107,7 @@ def test_what_was_published_and_not_claimed_is_published_again_ever_later(store)
         with store.autocommit() as connection:
             assert [each["id"] for each in store.due.publishable(connection, GRACE, MANY)] == ["r"]
             assert not store.due.publishable(connection, GRACE, MANY)
-            store.due.published(connection, ["r"], 30.0)
+            store.due.published(connection, [Fence("r", row(store)["epoch"])], 30.0)
             pauses.append(round(store.due.next_due(connection, 1e9) / 30.0))
     assert pauses == [1, 2, 4, 8, 16, 32, 64, 128, 128, 128]
     assert row(store)["publishes"] == 10
@@ -120,7 +120,7 @@ def test_a_publication_noted_late_does_not_touch_a_claimed_run(store):
             put(store, state, state)
     before = everything(store)
     with store.autocommit() as connection:
-        store.due.published(connection, [str(state) for state in RUN], 30.0)
+        store.due.published(connection, [Fence(str(state), row(store, str(state))["epoch"]) for state in RUN if state != "pending"], 30.0)
     assert everything(store) == before
 
 

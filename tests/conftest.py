@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+
 from celery_defer.errors import ConfigError
 from celery_defer.testing import EmbeddedServer
-
 from tests.services import DATABASES, migrated_store, missing
 
 if TYPE_CHECKING:
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from celery_defer.store import Store
 
 
-@pytest.fixture(params=[pytest.param(kind, marks=pytest.mark.postgres if kind == "postgresql" else ()) for kind in DATABASES])
+@pytest.fixture(
+    params=[pytest.param(kind, marks=pytest.mark.postgres if kind == "postgresql" else ()) for kind in DATABASES]
+)
 def database(request: pytest.FixtureRequest) -> str:
     """The kind of database: the same behaviour is asked of each."""
-    return request.param
+    return str(request.param)
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from celery_defer.store import Store
-from celery_defer.store.schema import migrate
 from sqlalchemy import create_engine, inspect
 from sqlalchemy.exc import OperationalError
+
+from celery_defer.store import Store
+from celery_defer.store.schema import migrate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -25,6 +25,7 @@ logger = logging.getLogger("celery_defer.sweep")
 _SHORTEST = 0.002
 _LONGEST_TERM = 2.0
 _PRUNE_EVERY = 600.0
+_LOOK_FOR_DEAD = 1.0
 
 
 class Sweeper:
@@ -130,6 +131,12 @@ class SweeperStep(bootsteps.StartStopStep):
         durable.prepare()
         self._sweeper = Sweeper(durable.host)
         self._sweeper.start()
+
+    def register_with_event_loop(self, worker: Any, hub: Any) -> None:
+        """Look for dead children every second: Celery's own look every five would cost a run its budget (I9)."""
+        maintain = getattr(worker.pool, "maintain_pool", None)
+        if maintain is not None:
+            hub.call_repeatedly(_LOOK_FOR_DEAD, maintain)
 
     def stop(self, worker: Any) -> None:
         """Stop sweeping."""

@@ -183,8 +183,9 @@ class StoreMachine(RuleBasedStateMachine):
     def mark(self, note: str) -> None:
         """Notes of the publisher and the sweep, late or early, move nothing."""
         due = self.store.due
+        fence = Fence(self.run_id, self.epoch)
         deeds: dict[str, Callable[[Any], Any]] = {
-            "published": lambda c: due.published(c, [Fence(self.run_id, self._row()["epoch"])], 30.0),
+            "published": lambda c: due.published(c, [fence], 30.0),
             "announced": lambda c: due.announced(c, [self.run_id]),
             "announceable": lambda c: due.announceable(c, GRACE, MANY),
             "publishable": lambda c: due.publishable(c, GRACE, MANY),

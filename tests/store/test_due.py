@@ -120,7 +120,11 @@ def test_a_publication_noted_late_does_not_touch_a_claimed_run(store):
             put(store, state, state)
     before = everything(store)
     with store.autocommit() as connection:
-        store.due.published(connection, [Fence(str(state), row(store, str(state))["epoch"]) for state in RUN if state != "pending"], 30.0)
+        store.due.published(
+            connection,
+            [Fence(str(state), row(store, str(state))["epoch"]) for state in RUN if state != "pending"],
+            30.0,
+        )
     assert everything(store) == before
 
 

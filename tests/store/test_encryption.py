@@ -130,7 +130,7 @@ def test_rows_from_before_the_first_key_are_still_read(keyed):
 
 
 def test_an_unknown_key_is_a_clear_error(keyed):
-    """The rows are still read as a batch; whoever opens one is told what is missing, and sees neither key nor payload."""
+    """The rows are still read; whoever opens one is told what is missing, and sees neither key nor payload."""
     _fill(keyed(OLD))
     sealed = set(_secrets(keyed(NEW)))
     assert all(text.startswith("fernet:") for text in sealed)

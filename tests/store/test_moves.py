@@ -51,9 +51,13 @@ STATEMENTS = {
         lambda store, c, f: store.runs.cancel_unowned(c, f.run_id, "{}", GRACE),
         given=(("cancel_requested", True),),
     ),
-    "rescue": Statement("rescue", lambda store, c, f: store.due.rescue(c, GRACE, MANY)),
-    "rescue of a lost process": Statement("rescue", _rescue_lost),
-    "wake": Statement("wake", lambda store, c, f: store.due.wake(c, [f.run_id], GRACE)),
+    "rescue": Statement(
+        "rescue", lambda store, c, f: store.due.rescue(c, GRACE, MANY), given=(("lease_until", after(-1.0)),)
+    ),
+    "rescue of a lost process": Statement("rescue", _rescue_lost, given=(("owner", "host/1/a/0"),)),
+    "wake": Statement(
+        "wake", lambda store, c, f: store.due.wake(c, [f.run_id], GRACE), given=(("wake_at", after(-1.0)),)
+    ),
 }
 
 

@@ -90,6 +90,7 @@ class Execution:
         self._replayable = frozenset(self._begun)
         self.on_new_ground = False  # a step was run that had no record: what follows is no replay
         self._asked: set[str] = set()
+        self._used: dict[str, int] = {}
         self._latest = -1
         self._reordered = False
 
@@ -162,12 +163,18 @@ class Execution:
                 " call it in the task's body, before or after"
             )
             self.leave(Abort(NestedStepError(reason)))
-        key, number = step_id, 1
-        while key in self._asked:
-            number += 1
-            key = f"{step_id}#{number}"
+        key = self._indexed(step_id)
         self._asked.add(key)
         self._note_order(key)
+        return key
+
+    def _indexed(self, step_id: str) -> str:
+        number = self._used.get(step_id, 0) + 1
+        key = step_id if number == 1 else f"{step_id}#{number}"
+        while key in self._asked:  # the user has a step of that very id
+            number += 1
+            key = f"{step_id}#{number}"
+        self._used[step_id] = number
         return key
 
     def _note_order(self, key: str) -> None:

@@ -128,6 +128,17 @@ def test_a_publication_noted_late_does_not_touch_a_claimed_run(store):
     assert everything(store) == before
 
 
+def test_a_publication_noted_late_does_not_touch_the_next_epoch(store):
+    """A run that is pending anew has another message to be published; the mark of the one before isn't its own."""
+    fence = put(store)
+    before = everything(store)
+    with store.autocommit() as connection:
+        store.due.published(connection, [fence._replace(epoch=fence.epoch - 1)], 30.0)
+        assert everything(store) == before
+        store.due.published(connection, [fence], 30.0)
+    assert row(store)["publishes"] == 1
+
+
 @pytest.mark.parametrize("state", TERMINAL)
 def test_an_end_that_nobody_announces_comes_up_until_somebody_does(store, state):
     """It is taken for a while, again after that, and no more once it is announced (I10)."""

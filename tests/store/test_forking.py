@@ -171,6 +171,7 @@ def test_a_long_transaction_does_not_hold_up_a_fork_for_ever(store, monkeypatch)
 
 def test_a_child_opens_connections_of_its_own(store):
     """It neither uses nor closes the parent's: after its end the parent goes on with the one that it had."""
+    store.close()  # what other tests have opened: from here on there is one connection
     with store.autocommit() as connection:
         inherited, raw = store.engine, connection.connection.dbapi_connection
 

@@ -114,6 +114,9 @@ class StepError(DurableError):
     def __str__(self) -> str:
         return f"step {self.step_id!r} failed with {self.name}: {self.message}"
 
+    def __repr__(self) -> str:
+        return f"StepError({self.step_id!r}, {self.name!r}, {self.message!r})"
+
     def caused_by(self, *kinds: type[BaseException]) -> bool:
         """Tell whether the step failed with one of these exception classes or a subclass of one.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_defer.engine.execution import Execution
 from celery_defer.words import clock
+from celery_defer.words.records import Fence
 from celery_defer.words.states import TERMINAL, RunState, Trigger
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ _token = secrets.token_hex(4)
 _count = itertools.count()
 os.register_at_fork(after_in_child=lambda: globals().update(_token=secrets.token_hex(4)))
 
-_NO_ROW = "a message for a run without a row is dropped: its transaction was rolled back, or the run was pruned"
-_DUPLICATE = "a message that came twice or late is dropped"
+_NO_ROW = "a message for run %s is dropped, there is no row: its transaction was rolled back, or the run was pruned"
+_DUPLICATE = "a message for run %s that came twice or late is dropped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +112,15 @@ class _Delivery:
                     fresh = {**row, "created_at": added["created_at"]}
                     return self._execution(fresh, (), added["created_at"], asked_at)
             epoch = -1 if self._epoch is None else self._epoch
-            claimed = store.runs.claim(connection, self._run_id, epoch, self._owner, self._policy.retries, lease)
+            claimed: Mapping[Any, Any] | None = store.runs.claim(
+                connection, self._run_id, epoch, self._owner, self._policy.retries, lease
+            )
             if claimed is None:
                 return self._look(connection, asked_at)
             history = store.steps.history(connection, self._run_id) if claimed["epoch"] > 1 else ()
+            if claimed["crashes"] > self._policy.retries:  # it is about to be given up
+                fence = Fence(self._run_id, claimed["epoch"])
+                claimed = {**claimed, "crashes": store.runs.recount(connection, fence, claimed["crashes"])}
         return self._execution(claimed, history, claimed["claimed_at"], asked_at)
 
     def _look(self, connection: Any, asked_at: float) -> Execution | Ended | None:
@@ -122,7 +128,7 @@ class _Delivery:
         found = store.runs.look(connection, self._run_id)
         where = {"run_id": self._run_id, "epoch": self._epoch}
         if found is None:
-            logger.warning(_NO_ROW, extra=where)
+            logger.warning(_NO_ROW, self._run_id, extra=where)
             return None
         if found["owner"] == self._owner and found["state"] == RunState.RUNNING:
             history = store.steps.history(connection, self._run_id)
@@ -132,7 +138,7 @@ class _Delivery:
         if found["state"] in TERMINAL and found["announced_at"] is None:
             row = store.due.claim_announcement(connection, self._run_id, self._host.settings.lease)
             return None if row is None else Ended(row)
-        logger.info(_DUPLICATE, extra={**where, "state": found["state"]})
+        logger.info(_DUPLICATE, self._run_id, extra={**where, "state": found["state"]})
         return None
 
     def _execution(self, row: Mapping[Any, Any], history: Any, claimed_at: Any, asked_at: float) -> Execution:

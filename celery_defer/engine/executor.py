@@ -253,7 +253,8 @@ class _Executor:
     def _lost(self) -> Left:
         execution = self._execution
         logger.warning(
-            "this execution has lost its lease: it writes nothing, the run goes on elsewhere",
+            "this execution of run %s has lost its lease: it writes nothing, the run goes on elsewhere",
+            execution.fence.run_id,
             extra={"run_id": execution.fence.run_id, "task": execution.row["task"], "epoch": execution.fence.epoch},
         )
         execution.host.restate(execution.fence.run_id)

@@ -58,7 +58,8 @@ class Sweep:
             abandoned = self._store.due.abandoned(connection, BATCH)
         for row in rows:
             logger.warning(
-                "a run whose lease had run out goes on elsewhere",
+                "run %s goes on elsewhere: its lease had run out",
+                row["id"],
                 extra={"run_id": row["id"], "task": row["task"], "crashes": row["crashes"]},
             )
         self._host.publish(Outgoing(rows))

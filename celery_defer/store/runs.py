@@ -92,6 +92,8 @@ class Runs:
             .values(lease_until=after("lease"))
             .returning(run.c.cancel_requested)
         )
+        landed = exists().where(step.c.run_id == run.c.id, step.c.epoch == run.c.epoch - 1).correlate(run)
+        self._recount = update(run).where(mine, landed).values(crashes=1).returning(run.c.crashes)
         self._rewrite_call = (
             update(run)
             .where(mine)
@@ -188,6 +190,23 @@ class Runs:
         """
         values = {"run_id": run_id, "fence": epoch, "new_owner": owner, "new_retries": retries, "lease": lease}
         return connection.execute(self._claim, values).mappings().first()
+
+    def recount(self, connection: Connection, fence: Fence, crashes: int) -> int:
+        """Count the crashes of a claimed run again, now that what its last owner had in flight is to be seen.
+
+        A claim that waited for a record's lock sees the row as it is then, but the records as they were before
+        (PostgreSQL's READ COMMITTED).
+
+        Args:
+            connection: The open connection.
+            fence: Of the claim.
+            crashes: What it found.
+
+        Returns:
+            The count: 1 if the last owner recorded something.
+        """
+        found = connection.execute(self._recount, {"run_id": fence.run_id, "fence": fence.epoch}).scalar()
+        return crashes if found is None else int(found)
 
     def look(self, connection: Connection, run_id: str) -> RowMapping | None:
         """Return the whole row and ``alive``, whether its lease still holds; or None.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("celery_defer.request")
 
-_LOST = "the process that executed a run is gone: the run goes on elsewhere"
+_LOST = "the process that executed run %s is gone: the run goes on elsewhere"
 
 
 class DurableRequest(Request):
@@ -72,7 +72,7 @@ class DurableRequest(Request):
             return
         self._settled = True
         state.task_ready(self)
-        logger.warning(_LOST, extra={"run_id": self.id, "task": self.name, "error": repr(error)})
+        logger.warning(_LOST, self.id, extra={"run_id": self.id, "task": self.name, "error": repr(error)})
         _in_thread(self._rescue)
 
     def _rescue(self) -> None:

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("celery_defer.task")
 
-_UNCLAIMED = "a run can't be claimed: its message goes back to the broker"
-_BROKEN = "an execution broke outside of the user's code: the run goes on when its lease has run out"
+_UNCLAIMED = "run %s can't be claimed: its message goes back to the broker"
+_BROKEN = "an execution of run %s broke outside of the user's code: the run goes on when its lease has run out"
 _OTHER_TASK = "a call of one task has the id of another task's run: it is dropped"
 # Between two deliveries of a message whose run can't be claimed, in seconds.
 _UNCLAIMED_PAUSE = 1.0
@@ -102,7 +102,7 @@ class DurableMixin(Task):
             raise
         except Exception as error:
             # not a line of the body was run: the broker keeps the message, and a second one does no harm
-            logger.exception(_UNCLAIMED, extra={"run_id": request.id, "task": self.name})
+            logger.exception(_UNCLAIMED, request.id, extra={"run_id": request.id, "task": self.name})
             clock.sleep(_UNCLAIMED_PAUSE)
             raise Reject(error, requeue=True) from error
         if received is None:
@@ -133,7 +133,7 @@ class DurableMixin(Task):
                     host.resumed(execution)
                 settled = execute(execution, lambda: self._body(request, execution), self.contract.result)
         except Exception as error:  # ours, or a time limit that struck in the middle of a commit
-            logger.exception(_BROKEN, extra={"run_id": request.id, "task": self.name})
+            logger.exception(_BROKEN, request.id, extra={"run_id": request.id, "task": self.name})
             raise Ignore from error
         if isinstance(settled, Left):
             raise Ignore

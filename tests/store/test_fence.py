@@ -105,6 +105,18 @@ def test_a_take_over_waits_for_an_uncommitted_record_and_then_loads_it(store):
         assert [found["id"] for found in store.steps.history(connection, "r")] == ["s"]
 
 
+def test_a_record_in_flight_at_a_take_over_begins_the_count_of_crashes_anew(store):
+    """The claim may have counted before the record was to be seen; counted again, it is the first crash since."""
+    old = put(store, state="running", crashes=7)
+    with _held(store) as (writer, threads):
+        assert store.steps.record(writer, old, record_values()) == (False, True)
+        answer = threads.write(lambda connection: store.runs.claim(connection, "r", old.epoch, "next", 4, LEASE))
+    claimed = answer.result()
+    fence = Fence("r", claimed["epoch"])
+    assert do(store, lambda connection: store.runs.recount(connection, fence, claimed["crashes"])) == 1
+    assert row(store)["crashes"] == 1
+
+
 def test_of_two_claims_at_once_one_wins(store):
     """Two deliveries of one message: the second claim waits for the first and finds nothing to do (I6)."""
     fence = put(store)

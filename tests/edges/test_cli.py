@@ -50,7 +50,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     durable = module.durable
-    with start_worker(module.app, pool="solo", perform_ping_check=False, shutdown_timeout=PATIENCE):
+    options = {"pool": "solo", "perform_ping_check": False, "shutdown_timeout": PATIENCE}
+    # the root logger keeps the level that the worker sets: other tests read warnings
+    with start_worker(module.app, loglevel="warning", **options):
         ids = {name: getattr(module, name).delay(*args).id for name, args in CALLS.items()}
         _until(lambda: all(_state(durable, ids[name]) == state for name, state in EXPECTED.items()))
         _until(lambda: [run.state for run in durable.list_runs(parent_id=ids["process"])] == ["completed"])

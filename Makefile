@@ -18,7 +18,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help venv test demo check lint format format-check types mypy pyright imports coverage build clean
+.PHONY: help venv test demo bench check lint format format-check types mypy pyright imports coverage build clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1:/p' Makefile | while IFS=: read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -58,6 +58,10 @@ test: $(STAMP) ## run the tests, measuring coverage (ARGS=... goes to pytest)
 
 demo: $(STAMP) ## show durable runs surviving crashes, in one terminal
 	@$(PY) -m examples.demo
+
+bench: $(STAMP) ## measure beside plain Celery, DBOS and the raw limit (needs PostgreSQL)
+	@$(PY) -m pip install -qq --disable-pip-version-check --editable '.[bench]'
+	@$(PY) -m benchmarks $(ARGS)
 
 check: lint format-check types imports ## everything but the tests
 

@@ -185,7 +185,10 @@ class StepApi(StepRunner):
             reason = f"retries must be a whole number from 0, found {retries!r}"
             raise ValueError(reason)
         limit = None if timeout is None else seconds(timeout)
-        return StepRunner(Options(retries, limit or None, None if returns is None else codec_for(returns)))
+        if limit == 0:
+            reason = "a step's timeout must be longer than nothing: leave it out for none"
+            raise ValueError(reason)
+        return StepRunner(Options(retries, limit, None if returns is None else codec_for(returns)))
 
     def sleep(self, id: str, duration: float | str | timedelta, /) -> None:
         """Suspend the run; it holds nothing meanwhile, and a crash doesn't restart the sleep.

@@ -1,0 +1,1 @@
+"""Workloads side by side with peers: ratios within one run, because machines are shared and noisy."""

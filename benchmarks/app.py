@@ -1,0 +1,111 @@
+"""The Celery application under measurement; everything comes from the environment."""
+
+import os
+import time
+from typing import Any
+
+from celery import Celery, chain
+from sqlalchemy import create_engine, text
+
+from celery_defer import Durable, step
+
+app = Celery("benchmarks.app", broker=os.environ["BENCH_BROKER"], backend=os.environ["BENCH_BACKEND"])
+app.conf.update(
+    defer_database_url=os.environ["BENCH_DATABASE"],
+    defer_namespace=os.environ["BENCH_NAMESPACE"],
+    task_default_queue=os.environ["BENCH_QUEUE"],
+    worker_prefetch_multiplier=16,
+    result_expires=600,
+)
+durable = Durable(app)
+
+
+def identity(value: int) -> int:
+    return value
+
+
+@durable.task
+def nothing() -> None:
+    return None
+
+
+@app.task
+def plain_nothing() -> None:
+    return None
+
+
+@durable.task
+def steps(count: int) -> int:
+    for number in range(count):
+        step.run("step", identity, number)
+    return count
+
+
+@durable.task
+def recorded_then_sleep(count: int) -> int:
+    """Make records, then be replayed once."""
+    for number in range(count):
+        step.run("step", identity, number)
+    step.sleep("pause", 0.05)
+    return count
+
+
+@app.task
+def link(value: int) -> int:
+    return value + 1
+
+
+def chain_of(count: int):
+    return chain(link.s(0), *(link.s() for _ in range(count - 1)))
+
+
+@durable.task
+def stamp() -> float:
+    return time.time()
+
+
+@app.task
+def plain_stamp() -> float:
+    return time.time()
+
+
+@durable.task
+def sleeper(seconds: float) -> float:
+    wanted = step.run("wanted", lambda: time.time() + seconds)
+    step.sleep("pause", seconds)
+    return step.run("late", lambda: time.time() - wanted)
+
+
+@app.task
+def plain_late(wanted: float) -> float:
+    return time.time() - wanted
+
+
+_held: dict[int, Any] = {}
+
+
+def held():
+    """One AUTOCOMMIT connection per process, for the raw limit: a one-row INSERT and its commit."""
+    if os.getpid() not in _held:
+        url = os.environ["BENCH_DATABASE"].replace("postgresql://", "postgresql+psycopg://")
+        connection = create_engine(url, isolation_level="AUTOCOMMIT").connect()
+        if url.startswith("sqlite"):
+            connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+            connection.exec_driver_sql("PRAGMA synchronous = NORMAL")
+            connection.exec_driver_sql("PRAGMA busy_timeout = 30000")
+        connection.exec_driver_sql(f"CREATE TABLE IF NOT EXISTS {table()} (run VARCHAR(40), number INTEGER, body TEXT)")
+        _held[os.getpid()] = connection
+    return _held[os.getpid()]
+
+
+def table() -> str:
+    return f"{os.environ['BENCH_NAMESPACE']}_limit"
+
+
+@app.task
+def commits(count: int) -> int:
+    """As many commits as a run with ``count - 2`` steps makes, and nothing else."""
+    connection, insert = held(), text(f"INSERT INTO {table()} VALUES (:run, :number, :body)")
+    for number in range(count):
+        connection.execute(insert, {"run": "0123456789abcdef0123456789abcdef", "number": number, "body": "1"})
+    return count

@@ -1,0 +1,112 @@
+"""Worker and peer processes, and what they are asked."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from celery_defer.testing import EmbeddedServer
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass
+class Worker:
+    """A Celery worker with two prefork children on a database of one kind."""
+
+    server: EmbeddedServer
+    database: str
+    children: int = 2
+    namespace: str = field(default_factory=lambda: f"bench{secrets.token_hex(4)}")
+
+    def __enter__(self):
+        self.environment = {
+            "BENCH_BROKER": self.server.url(0),
+            "BENCH_BACKEND": self.server.url(1),
+            "BENCH_DATABASE": self.database,
+            "BENCH_NAMESPACE": self.namespace,
+            "BENCH_QUEUE": self.namespace,
+        }
+        command = ["-m", "celery", "-A", "benchmarks.app", "worker", "-c", str(self.children), "-l", "error"]
+        self.process = subprocess.Popen(
+            [sys.executable, *command, "-n", f"{self.namespace}@bench"],
+            cwd=ROOT,
+            env={**os.environ, **self.environment},
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        return self
+
+    def __exit__(self, *_error):
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def module(self):
+        """The application, bound to this worker's broker and database."""
+        os.environ.update(self.environment)
+        sys.modules.pop("benchmarks.app", None)
+        return importlib.import_module("benchmarks.app")
+
+    def memory(self) -> float:
+        """The largest resident set of its processes in MiB."""
+        parent = psutil.Process(self.process.pid)
+        return float(max(each.memory_info().rss for each in [parent, *parent.children(recursive=True)])) / 2**20
+
+
+class Dbos:
+    """DBOS from its package, on the same PostgreSQL."""
+
+    def __init__(self, url: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.dbos_peer"],
+            cwd=ROOT,
+            env={**os.environ, "BENCH_DBOS": url},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        if self.process.stdin is None or self.process.stdout is None:
+            raise SystemExit("DBOS has no pipes")
+        self._asked, self._answers = self.process.stdin, self.process.stdout
+        self._line("ready")
+
+    def ask(self, workload: str, count: float, repeats: int) -> list[float]:
+        """Return the seconds it answers with."""
+        self._asked.write(f"{workload} {count} {repeats}\n")
+        self._asked.flush()
+        return [float(word) for word in self._line().split()]
+
+    def _line(self, wanted: str | None = None) -> str:
+        for line in self._answers:
+            if wanted is None or line.strip() == wanted:
+                return line
+        raise SystemExit("DBOS ended: is the database there?")
+
+    def close(self) -> None:
+        """End it."""
+        self._asked.close()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+def seconds(work) -> float:
+    """Time a call."""
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun

@@ -50,7 +50,7 @@ else:
 class DurableMixin(Task):
     """Comes before the user's own base in the class of every durable task."""
 
-    # A call is durable from its first delivery on: the message is acknowledged after the claim, not before it.
+    # A call is durable from its first delivery on: its message must not be acknowledged before its run is claimed.
     acks_late = True
     Request = "celery_defer.worker.request:DurableRequest"
 

@@ -9,10 +9,13 @@ from sqlalchemy import create_engine, text
 
 from celery_defer import Durable, step
 
+DATABASE, NAMESPACE = os.environ["BENCH_DATABASE"], os.environ["BENCH_NAMESPACE"]
+LIMIT = f"{NAMESPACE}_limit"
+
 app = Celery("benchmarks.app", broker=os.environ["BENCH_BROKER"], backend=os.environ["BENCH_BACKEND"])
 app.conf.update(
-    defer_database_url=os.environ["BENCH_DATABASE"],
-    defer_namespace=os.environ["BENCH_NAMESPACE"],
+    defer_database_url=DATABASE,
+    defer_namespace=NAMESPACE,
     task_default_queue=os.environ["BENCH_QUEUE"],
     worker_prefetch_multiplier=16,
     result_expires=600,
@@ -87,25 +90,21 @@ _held: dict[int, Any] = {}
 def held():
     """One AUTOCOMMIT connection per process, for the raw limit: a one-row INSERT and its commit."""
     if os.getpid() not in _held:
-        url = os.environ["BENCH_DATABASE"].replace("postgresql://", "postgresql+psycopg://")
+        url = DATABASE.replace("postgresql://", "postgresql+psycopg://")
         connection = create_engine(url, isolation_level="AUTOCOMMIT").connect()
         if url.startswith("sqlite"):
             connection.exec_driver_sql("PRAGMA journal_mode = WAL")
             connection.exec_driver_sql("PRAGMA synchronous = NORMAL")
             connection.exec_driver_sql("PRAGMA busy_timeout = 30000")
-        connection.exec_driver_sql(f"CREATE TABLE IF NOT EXISTS {table()} (run VARCHAR(40), number INTEGER, body TEXT)")
+        connection.exec_driver_sql(f"CREATE TABLE IF NOT EXISTS {LIMIT} (run VARCHAR(40), number INTEGER, body TEXT)")
         _held[os.getpid()] = connection
     return _held[os.getpid()]
-
-
-def table() -> str:
-    return f"{os.environ['BENCH_NAMESPACE']}_limit"
 
 
 @app.task
 def commits(count: int) -> int:
     """As many commits as a run with ``count - 2`` steps makes, and nothing else."""
-    connection, insert = held(), text(f"INSERT INTO {table()} VALUES (:run, :number, :body)")
+    connection, insert = held(), text(f"INSERT INTO {LIMIT} VALUES (:run, :number, :body)")
     for number in range(count):
         connection.execute(insert, {"run": "0123456789abcdef0123456789abcdef", "number": number, "body": "1"})
     return count

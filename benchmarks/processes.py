@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+from sqlalchemy import create_engine, inspect
 
 from celery_defer.testing import EmbeddedServer
 
@@ -53,6 +54,15 @@ class Worker:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+        self._drop_tables()
+
+    def _drop_tables(self):
+        engine = create_engine(self.database.replace("postgresql://", "postgresql+psycopg://"))
+        with engine.begin() as connection:
+            for name in inspect(connection).get_table_names():
+                if name.startswith(f"{self.namespace}_"):
+                    connection.exec_driver_sql(f"DROP TABLE {name}")
+        engine.dispose()
 
     def module(self):
         """The application, bound to this worker's broker and database."""

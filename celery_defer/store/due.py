@@ -46,51 +46,48 @@ class Due:
     """
 
     def __init__(self, tables: Tables) -> None:
-        run, step, deferral, wait = tables.run, tables.step, tables.deferral, tables.wait
+        run = tables.run
         self._tables = tables
-        listed = run.c.id.in_(bindparam("ids", expanding=True))
-        running = run.c.state == RunState.RUNNING
-        pending = run.c.state == RunState.PENDING
-        over = run.c.state.in_(TERMINAL)
+        self._listed = run.c.id.in_(bindparam("ids", expanding=True))
+        self._fenced = tuple_(run.c.id, run.c.epoch).in_(bindparam("fences", expanding=True))
+        self._running = run.c.state == RunState.RUNNING
+        self._pending = run.c.state == RunState.PENDING
+        self._over = run.c.state.in_(TERMINAL)
+        self._to_publish = {"state": target(RUN, "wake"), "publish_at": after("grace"), "publishes": 0}
+        self._build_leases()
+        self._build_timers()
+        self._build_publications()
+        self._build_announcements()
+        self._build_pruning()
 
-        def some(*conditions: ColumnElement[bool]) -> Select[tuple[str]]:
-            return select(run.c.id).where(*conditions).limit(bindparam("most")).with_for_update(skip_locked=True)
+    def _some(self, *conditions: ColumnElement[bool]) -> Select[tuple[str]]:
+        found = select(self._tables.run.c.id).where(*conditions).limit(bindparam("most"))
+        return found.with_for_update(skip_locked=True)
 
-        fenced = tuple_(run.c.id, run.c.epoch).in_(bindparam("fences", expanding=True))
-        own = select(run.c.id).where(fenced, running).with_for_update(skip_locked=True, key_share=True)
+    def _build_leases(self) -> None:
+        run, step = self._tables.run, self._tables.step
+        own = select(run.c.id).where(self._fenced, self._running).with_for_update(skip_locked=True, key_share=True)
         self._renew = (
             update(run)
             .where(run.c.id.in_(own))
             .values(lease_until=after("lease"))
             .returning(run.c.id, run.c.epoch, run.c.cancel_requested)
         )
-        to_publish = {"state": target(RUN, "wake"), "publish_at": after("grace"), "publishes": 0}
-        due = and_(run.c.state.in_(sources(RUN, "wake")), run.c.wake_at <= now())
-        self._wake_listed = update(run).where(listed, due).values(**to_publish, waiting_for=null()).returning(run)
-        self._upcoming = (
-            select(run.c.id, run.c.wake_at, now().label("now"))
-            .where(run.c.state == RunState.WAITING, run.c.wake_at <= after("ahead"))
-            .order_by(run.c.wake_at)
-            .limit(bindparam("most"))
-        )
-        times = [
-            select(func.min(run.c.wake_at)).where(run.c.state == RunState.WAITING),
-            select(func.min(run.c.publish_at)).where(pending),
-            select(func.min(deferral.c.publish_at)).where(deferral.c.state == DeferralState.DISPATCHED),
-        ]
-        self._next_due = select(now(), *(part.scalar_subquery() for part in times))
         progressed = exists().where(step.c.run_id == run.c.id, step.c.epoch == run.c.epoch).correlate(run)
-        rescued = {**to_publish, "lease_until": null(), "crashes": case((progressed, 1), else_=run.c.crashes + 1)}
-        lapsed = and_(running, run.c.lease_until < now())
+        rescued = {**self._to_publish, "lease_until": null(), "crashes": case((progressed, 1), else_=run.c.crashes + 1)}
+        lapsed = and_(self._running, run.c.lease_until < now())
         process = bindparam("process", type_=run.c.owner.type)
         self._rescue = (
-            update(run).where(run.c.id.in_(some(lapsed, ~run.c.cancel_requested))).values(**rescued).returning(run)
+            update(run)
+            .where(run.c.id.in_(self._some(lapsed, ~run.c.cancel_requested)))
+            .values(**rescued)
+            .returning(run)
         )
         self._rescue_lost = (
             update(run)
             .where(
                 run.c.id == bindparam("run_id"),
-                running,
+                self._running,
                 # not LIKE: a host's name may hold what that takes for a wildcard, and SQLite's ignores case
                 func.substr(run.c.owner, 1, func.length(process)) == process,
                 run.c.cancel_requested.is_(false()),
@@ -99,19 +96,46 @@ class Due:
             .returning(run)
         )
         self._abandoned = select(run.c.id).where(lapsed, run.c.cancel_requested.is_(true())).limit(bindparam("most"))
+
+    def _build_timers(self) -> None:
+        run, deferral = self._tables.run, self._tables.deferral
+        due = and_(run.c.state.in_(sources(RUN, "wake")), run.c.wake_at <= now())
+        self._wake_listed = (
+            update(run).where(self._listed, due).values(**self._to_publish, waiting_for=null()).returning(run)
+        )
+        self._upcoming = (
+            select(run.c.id, run.c.wake_at, now().label("now"))
+            .where(run.c.state == RunState.WAITING, run.c.wake_at <= after("ahead"))
+            .order_by(run.c.wake_at)
+            .limit(bindparam("most"))
+        )
+        times = [
+            select(func.min(run.c.wake_at)).where(run.c.state == RunState.WAITING),
+            select(func.min(run.c.publish_at)).where(self._pending),
+            select(func.min(deferral.c.publish_at)).where(deferral.c.state == DeferralState.DISPATCHED),
+        ]
+        self._next_due = select(now(), *(part.scalar_subquery() for part in times))
+
+    def _build_publications(self) -> None:
+        run = self._tables.run
         self._publishable = (
             update(run)
-            .where(run.c.id.in_(some(pending, run.c.publish_at <= now())))
+            .where(run.c.id.in_(self._some(self._pending, run.c.publish_at <= now())))
             .values(publish_at=after("grace"))
             .returning(run)
         )
         self._published = (
-            update(run).where(fenced, pending).values(publish_at=_backed_off(run), publishes=run.c.publishes + 1)
+            update(run)
+            .where(self._fenced, self._pending)
+            .values(publish_at=_backed_off(run), publishes=run.c.publishes + 1)
         )
-        unannounced = and_(over, run.c.announced_at.is_(null()))
+
+    def _build_announcements(self) -> None:
+        run = self._tables.run
+        unannounced = and_(self._over, run.c.announced_at.is_(null()))
         self._announceable = (
             update(run)
-            .where(run.c.id.in_(some(unannounced, run.c.publish_at <= now())))
+            .where(run.c.id.in_(self._some(unannounced, run.c.publish_at <= now())))
             .values(publish_at=after("grace"), publishes=run.c.publishes + 1)
             .returning(run)
         )
@@ -125,7 +149,10 @@ class Due:
             .values(lease_until=after("lease"), publish_at=after("lease"))
             .returning(run)
         )
-        self._announced = update(run).where(listed, unannounced).values(announced_at=now(), lease_until=null())
+        self._announced = update(run).where(self._listed, unannounced).values(announced_at=now(), lease_until=null())
+
+    def _build_pruning(self) -> None:
+        run, deferral = self._tables.run, self._tables.deferral
         child = run.alias("child")
         parent = run.alias("parent")
         live_child = exists().where(child.c.parent_id == run.c.id, child.c.state.not_in(TERMINAL)).correlate(run)
@@ -140,14 +167,14 @@ class Due:
             exists().where(deferral.c.run_id == run.c.id, deferral.c.publish_at.is_not(null())).correlate(run)
         )
         self._old = select(run.c.id).where(
-            over, run.c.announced_at.is_not(null()), run.c.finished_at < after("ago"), ~live_child, ~live_parent
+            self._over, run.c.announced_at.is_not(null()), run.c.finished_at < after("ago"), ~live_child, ~live_parent
         )
         self._old = self._old.where(~live_line, ~undispatched).limit(bindparam("most"))
         self._prune = [
             delete(table).where(table.c.run_id.in_(bindparam("ids", expanding=True)))
-            for table in (step, wait, deferral)
+            for table in (self._tables.step, self._tables.wait, deferral)
         ]
-        self._prune.append(delete(run).where(listed, over))
+        self._prune.append(delete(run).where(self._listed, self._over))
 
     def renew(self, connection: Connection, fences: Sequence[Fence], lease: float) -> Sequence[RowMapping]:
         """Renew the leases of runs, skipping those whose row is locked just now.

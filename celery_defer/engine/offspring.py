@@ -12,6 +12,7 @@ from celery_defer.words.states import STARTED_BY, DeferralState, RunState, Trigg
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from datetime import datetime
 
     from sqlalchemy import Connection
 
@@ -80,8 +81,15 @@ def due(row: Mapping[Any, Any]) -> float | None:
     return _delay(row) or PUBLISH_GRACE
 
 
+def seconds_until(delay: float, eta: datetime | None) -> float:
+    """Return the seconds from now that a countdown or an eta leaves.
+
+    Args:
+        delay: The countdown in seconds.
+        eta: The eta, which comes before the countdown, or None.
+    """
+    return float(delay) if eta is None else max(0.0, (eta - clock.utcnow()).total_seconds())
+
+
 def _delay(row: Mapping[Any, Any]) -> float:
-    if row["eta"] is None:
-        return float(row["delay"])
-    left: float = (row["eta"] - clock.utcnow()).total_seconds()
-    return max(0.0, left)
+    return seconds_until(row["delay"], row["eta"])

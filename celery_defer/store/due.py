@@ -22,6 +22,7 @@ from sqlalchemy import (
     update,
 )
 
+from celery_defer.store.runs import one_more_crash
 from celery_defer.store.sql import after, now
 from celery_defer.words.states import RUN, TERMINAL, DeferralState, RunState, sources, target
 
@@ -65,7 +66,7 @@ class Due:
         return found.with_for_update(skip_locked=True)
 
     def _build_leases(self) -> None:
-        run, step = self._tables.run, self._tables.step
+        run = self._tables.run
         own = select(run.c.id).where(self._fenced, self._running).with_for_update(skip_locked=True, key_share=True)
         self._renew = (
             update(run)
@@ -73,8 +74,7 @@ class Due:
             .values(lease_until=after("lease"))
             .returning(run.c.id, run.c.epoch, run.c.cancel_requested)
         )
-        progressed = exists().where(step.c.run_id == run.c.id, step.c.epoch == run.c.epoch).correlate(run)
-        rescued = {**self._to_publish, "lease_until": null(), "crashes": case((progressed, 1), else_=run.c.crashes + 1)}
+        rescued = {**self._to_publish, "lease_until": null(), "crashes": one_more_crash(self._tables)}
         lapsed = and_(self._running, run.c.lease_until < now())
         process = bindparam("process", type_=run.c.owner.type)
         self._rescue = (

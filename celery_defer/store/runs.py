@@ -39,8 +39,7 @@ class Runs:
             lease_until=after("lease"), created_at=now(), started_at=now()
         )
         mine = and_(run.c.id == bindparam("run_id"), run.c.epoch == bindparam("fence"))
-        progressed = exists().where(step.c.run_id == run.c.id, step.c.epoch == run.c.epoch).correlate(run)
-        self._claim = self._claim_statement(run, case((progressed, 1), else_=run.c.crashes + 1))
+        self._claim = self._claim_statement(run, one_more_crash(tables))
         self._look = select(run, (run.c.lease_until > now()).label("alive")).where(run.c.id == bindparam("run_id"))
         uncancelled = and_(mine, run.c.state == RunState.RUNNING, run.c.cancel_requested.is_(false()))
         self._suspend = (
@@ -63,7 +62,7 @@ class Runs:
                 lease_until=null(),
                 publish_at=after("grace"),
                 publishes=0,
-                crashes=case((progressed, 0), else_=run.c.crashes),
+                crashes=case((progressed(tables), 0), else_=run.c.crashes),
             )
             .returning(run)
         )
@@ -323,3 +322,22 @@ class Runs:
         """
         values = {"run_id": run_id, "new_result": None, "new_error": error, "grace": grace}
         return connection.execute(self._cancel_unowned, values).mappings().first()
+
+
+def progressed(tables: Tables) -> ColumnElement[bool]:
+    """Return the condition that a run's present owner has recorded something.
+
+    Args:
+        tables: The namespace's tables.
+    """
+    run, step = tables.run, tables.step
+    return exists().where(step.c.run_id == run.c.id, step.c.epoch == run.c.epoch).correlate(run)
+
+
+def one_more_crash(tables: Tables) -> ColumnElement[int]:
+    """Return a run's count of crashes with one more; what its owner has recorded begins the count anew.
+
+    Args:
+        tables: The namespace's tables.
+    """
+    return case((progressed(tables), 1), else_=tables.run.c.crashes + 1)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from celery.utils import uuid
 from kombu.utils import json
 
+from celery_defer.engine.offspring import seconds_until
 from celery_defer.engine.ports import Outgoing
 from celery_defer.words.settings import PUBLISH_GRACE
 from celery_defer.words.states import RunState, Trigger
@@ -36,6 +37,7 @@ def publish_recorded(
     root_id = options.get("root_id") or (parent.request.root_id if parent else None) or run_id
     parent_id = options.get("parent_id") or (parent.request.id if parent else None)
     message, delay, eta = frozen.from_options(task, {**options, "parent_id": parent_id, "root_id": root_id})
+    left = seconds_until(delay, eta)
     row = {
         "id": run_id,
         "task": task.name,
@@ -53,12 +55,12 @@ def publish_recorded(
         "kwargs": json.dumps(kwargs),
         "message": message,
         "publishes": 0,
-        "delay": frozen.seconds_until(delay, eta) or PUBLISH_GRACE,
+        "delay": left or PUBLISH_GRACE,
     }
     store = task.host.store
     with store.autocommit() as connection:
         store.runs.add(connection, [row])
     # a death here loses nothing: the sweep publishes the row
-    if not frozen.seconds_until(delay, eta):
+    if not left:
         task.host.publish(Outgoing([row]))
     return task.AsyncResult(run_id)

@@ -16,9 +16,9 @@ from kombu.exceptions import EncodeError
 from kombu.utils import json
 
 from celery_defer.engine.execution import LONGEST_WAIT
+from celery_defer.engine.offspring import seconds_until
 from celery_defer.engine.ports import FrozenCall
 from celery_defer.errors import PayloadError
-from celery_defer.words import clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -196,11 +196,6 @@ def from_options(task: Any, options: Mapping[str, Any]) -> tuple[str, float, dat
         if options.get(name):
             message[name] = options[name]
     return json.dumps(message), *_when(options, task.app)
-
-
-def seconds_until(delay: float, eta: datetime | None) -> float:
-    """Return the seconds from now that a countdown or an eta leaves."""
-    return delay if eta is None else max(0.0, (eta - clock.utcnow()).total_seconds())
 
 
 def _when(options: Mapping[str, Any], app: Any) -> tuple[float, datetime | None]:

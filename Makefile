@@ -9,16 +9,20 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PYTHONS := $(if $(PYTHON),$(PYTHON),python3.13 python3.12 python3.11 python3 python)
-CODE := $(wildcard celery_defer tests examples benchmarks)
-# Arguments for pytest: make test ARGS='tests/unit -k duration'
+CODE := $(wildcard celery_defer tests examples benchmarks noxfile.py)
+# Arguments for pytest: make test ARGS='tests/unit -k duration'; ARGS='-n 0 ...' runs them in one process.
 ARGS ?=
+# Processes that run tests. Most of a test is waiting for workers, so there may be more of them than cores; with
+# many more, what is measured in seconds is measured on a machine that is late. A module's tests stay together, as they
+# share its worker, and the modules keep their order: the longest, of crashes, come first.
+PROCESSES ?= 4
 
 # An editable install and the scripts in .venv/bin remember where the checkout was.
 ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help venv test demo bench check lint format format-check types mypy pyright imports coverage build clean
+.PHONY: help venv test versions lowest docker demo bench check lint format format-check types mypy pyright imports coverage build clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1:/p' Makefile | while IFS=: read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -52,9 +56,18 @@ $(STAMP): pyproject.toml
 # pytest's last line stays the last line; `make coverage` shows what the run measured.
 test: $(STAMP) ## run the tests, measuring coverage (ARGS=... goes to pytest)
 	@rm -f .coverage .coverage.*
-	@$(PY) -m coverage run -m pytest -q $(ARGS); status=$$?; \
+	@$(PY) -m coverage run -m pytest -q -n $(PROCESSES) --dist loadscope --no-loadscope-reorder $(ARGS); status=$$?; \
 	$(PY) -m coverage combine --quiet >/dev/null 2>&1; \
 	exit $$status
+
+versions: $(STAMP) ## try the supported versions of Python, Celery, SQLAlchemy (ARGS='-s lowest')
+	@$(VENV)/bin/nox $(ARGS)
+
+lowest: $(STAMP) ## try the lowest versions that pyproject.toml names
+	@$(VENV)/bin/nox -s lowest
+
+docker: $(STAMP) ## run the tests that need a Docker engine
+	@$(PY) -m pytest -q -m docker $(ARGS) tests/docker
 
 demo: $(STAMP) ## show durable runs surviving crashes, in one terminal
 	@$(PY) -m examples.demo
@@ -93,5 +106,5 @@ build: $(STAMP) ## a wheel into dist/
 	@$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 clean: ## remove .venv, caches and what tests left behind
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* htmlcov build dist
+	rm -rf $(VENV) .nox .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* htmlcov build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,6 +2,7 @@
 
 import os
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 from celery import Celery, chain
@@ -19,6 +20,7 @@ app.conf.update(
     task_default_queue=os.environ["BENCH_QUEUE"],
     worker_prefetch_multiplier=16,
     result_expires=600,
+    defer_max_steps=1002,
 )
 durable = Durable(app)
 
@@ -44,15 +46,6 @@ def steps(count: int) -> int:
     return count
 
 
-@durable.task
-def recorded_then_sleep(count: int) -> int:
-    """Make records, then be replayed once."""
-    for number in range(count):
-        step.run("step", identity, number)
-    step.sleep("pause", 0.05)
-    return count
-
-
 @app.task
 def link(value: int) -> int:
     return value + 1
@@ -73,10 +66,13 @@ def plain_stamp() -> float:
 
 
 @durable.task
-def sleeper(seconds: float) -> float:
+def sleeper(seconds: float, records: int) -> float:
+    """How late the line after a sleep comes, with so many records to be replayed before it."""
+    for number in range(records):
+        step.run("step", identity, number)
     wanted = step.run("wanted", lambda: time.time() + seconds)
-    step.sleep("pause", seconds)
-    return step.run("late", lambda: time.time() - wanted)
+    step.sleep_until("pause", datetime.fromtimestamp(wanted, UTC))
+    return time.time() - wanted
 
 
 @app.task

@@ -27,17 +27,19 @@ class Worker:
     server: EmbeddedServer
     database: str
     children: int = 2
+    backend: str | None = None
+    app: str = "benchmarks.app"
     namespace: str = field(default_factory=lambda: f"bench{secrets.token_hex(4)}")
 
     def __enter__(self):
         self.environment = {
             "BENCH_BROKER": self.server.url(0),
-            "BENCH_BACKEND": self.server.url(1),
+            "BENCH_BACKEND": self.backend or self.server.url(1),
             "BENCH_DATABASE": self.database,
             "BENCH_NAMESPACE": self.namespace,
             "BENCH_QUEUE": self.namespace,
         }
-        command = ["-m", "celery", "-A", "benchmarks.app", "worker", "-c", str(self.children), "-l", "error"]
+        command = ["-m", "celery", "-A", self.app, "worker", "-c", str(self.children), "-l", "error"]
         self.process = subprocess.Popen(
             [sys.executable, *command, "-n", f"{self.namespace}@bench"],
             cwd=ROOT,
@@ -67,13 +69,12 @@ class Worker:
     def module(self):
         """The application, bound to this worker's broker and database."""
         os.environ.update(self.environment)
-        sys.modules.pop("benchmarks.app", None)
-        return importlib.import_module("benchmarks.app")
+        sys.modules.pop(self.app, None)
+        return importlib.import_module(self.app)
 
     def memory(self) -> float:
-        """The largest resident set of its processes in MiB."""
-        parent = psutil.Process(self.process.pid)
-        return float(max(each.memory_info().rss for each in [parent, *parent.children(recursive=True)])) / 2**20
+        """What its processes have for themselves or share among them, in MiB."""
+        return memory(self.process.pid)
 
 
 class Dbos:
@@ -106,6 +107,10 @@ class Dbos:
                 return line
         raise SystemExit("DBOS ended: is the database there?")
 
+    def memory(self) -> float:
+        """As `Worker.memory`."""
+        return memory(self.process.pid)
+
     def close(self) -> None:
         """End it."""
         self._asked.close()
@@ -113,6 +118,12 @@ class Dbos:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
             self.process.kill()
+
+
+def memory(pid: int) -> float:
+    """Return the proportional set size of a process and all below it in MiB."""
+    parent = psutil.Process(pid)
+    return float(sum(each.memory_full_info().pss for each in [parent, *parent.children(recursive=True)])) / 2**20
 
 
 def seconds(work) -> float:

@@ -17,11 +17,13 @@ from celery_defer.store import schema
 from celery_defer.words.durations import moment
 from celery_defer.worker import flags
 from celery_defer.worker.config import Config
+from celery_defer.worker.eager import host_of
 from celery_defer.worker.host import Host
 from celery_defer.worker.reading import RunPage, page_of, run_of
 from celery_defer.worker.registration import adopt, composed, register, shared
+from celery_defer.worker.revoke import ControlStep
 from celery_defer.worker.stray import check_publication
-from celery_defer.worker.sweeper import EventsStep, Sweeper, SweeperStep
+from celery_defer.worker.sweeper import Sweeper, SweeperStep
 from celery_defer.worker.task import after_task
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ class Durable:
         self.app = app
         app.durable = self
         app.steps["worker"].add(SweeperStep)
-        app.steps["consumer"].add(EventsStep)
+        app.steps["consumer"].add(ControlStep)
         adopt(app)
 
     @overload
@@ -189,7 +191,7 @@ class Durable:
         Raises:
             UnknownRunError: There is no such row; a called run has one from its first delivery on.
         """
-        store = self.store
+        _, store = self._home(run_id)
         with store.autocommit() as connection:
             row = store.listing.get(connection, run_id)
             if row is None:
@@ -261,7 +263,8 @@ class Durable:
             UnknownRunError: There is no such row; a called run has one from its first delivery on: before that,
                 ``AsyncResult(run_id).revoke()`` it.
         """
-        self.host.publish(cancel(self.store, run_id))
+        host, store = self._home(run_id)
+        host.publish(cancel(store, run_id))
 
     def abort(self, run_id: str, deferral_id: str) -> None:
         """Take a deferral back from outside of its run.
@@ -275,7 +278,7 @@ class Durable:
         Raises:
             UnknownRunError: The run has no such deferral.
         """
-        store = self.store
+        host, store = self._home(run_id)
         with store.transaction() as connection:
             found = store.deferrals.abort(connection, run_id, [deferral_id])
         if not found:
@@ -283,7 +286,11 @@ class Durable:
             raise UnknownRunError(reason)
         outgoing = [cancel(store, row["child_id"]) for row in found if row["state"] == "dispatched" and row["durable"]]
         for each in outgoing:
-            self.host.publish(each)
+            host.publish(each)
+
+    def _home(self, run_id: str) -> tuple[Any, Store]:
+        """Return where a run is kept: only an eager run itself sees its own records."""
+        return host_of(run_id) or (self.host, self.store)
 
 
 def _closed(row: Any) -> str:

@@ -8,20 +8,31 @@ import pytest
 
 from celery_defer.errors import ConfigError
 from celery_defer.testing import EmbeddedServer
-from tests.services import DATABASES, migrated_store, missing
+from tests.services import kinds, migrated_store, missing
+from tests.worker.harness import add_logs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
     from pathlib import Path
 
     from celery_defer.store import Store
 
 
-@pytest.fixture(
-    params=[pytest.param(kind, marks=pytest.mark.postgres if kind == "postgresql" else ()) for kind in DATABASES]
-)
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the processes' logs to a failure, and escape halves of characters, which can't be sent to who collects it."""
+    report = yield
+    add_logs(item, report)
+    report.sections = [(title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections]
+    return report
+
+
+@pytest.fixture(params=kinds("sqlite", "postgresql"))
 def database(request: pytest.FixtureRequest) -> str:
-    """The kind of database: the same behaviour is asked of each."""
+    """The kind of database: the same behaviour is asked of each.
+
+    Tests that the third one matters to ask for it too: the store's, and modules with `EVERY_DATABASE`.
+    """
     return str(request.param)
 
 

@@ -14,7 +14,6 @@ from celery_defer.engine.execution import LONGEST_WAIT, Execution, Record
 from celery_defer.engine.failure import describe, dumps, step_error
 from celery_defer.engine.ports import Outgoing
 from celery_defer.errors import (
-    LimitExceededError,
     NonRetriableError,
     PayloadError,
     RetryAfterError,
@@ -26,6 +25,7 @@ from celery_defer.words.states import StepKind, StepState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextvars import Token
 
     from sqlalchemy import Connection
 
@@ -99,8 +99,12 @@ class Attempt:
             StepError: It failed for good.
             Control: The run leaves the worker.
         """
-        with self._body():
+        token = stepping.set((self._key, self._number))
+        try:
             value = self._stayed(call())
+        except BaseException as error:  # noqa: BLE001 - what doesn't fail the step is raised again
+            self._raised(error, token)
+        stepping.reset(token)
         try:
             text, value = self._written(value)
         except _UnwritableError as unwritable:
@@ -118,13 +122,13 @@ class Attempt:
         text, value, cancelled = "", None, False
         published = Outgoing()
         try:
-            with self._body(), self._doubted(lambda: text), store.transaction() as connection:
-                text, value = self._written(self._stayed(call(connection)))
+            with self._body(), self._doubted(lambda: text), store.shared() as (theirs, connection):
+                text, value = self._written(self._stayed(call(theirs)))
                 # last, so that a long transaction doesn't hold the run's row against the heartbeat
-                answer = store.steps.record(connection, execution.fence, self._row(text, None))
-                if answer is None or not answer[1]:
+                flag = store.steps.record(connection, execution.fence, self._row(text, None))
+                if flag is None:
                     raise _KeptRecordError  # noqa: TRY301 - rolls the transaction back
-                cancelled = answer[0]
+                cancelled = flag
                 published = execution.deferrals.write(connection, store, None)
             # a death here loses nothing: the user's writes and the record are both there
         except _UnwritableError as unwritable:
@@ -150,23 +154,25 @@ class Attempt:
 
     @contextmanager
     def _body(self) -> Iterator[None]:
-        execution = self._execution
-        token, inside = stepping.set((self._key, self._number)), True
+        token = stepping.set((self._key, self._number))
         try:
             yield
         except _RollBackError:
-            raise  # what becomes of the deferrals is seen when that is settled
-        except BaseException as error:
-            execution.deferrals.drop(self._mark)
-            # asyncio's CancelledError is no Exception, and no reason to end the process
-            if isinstance(error, execution.policy.passed) or not isinstance(error, (Exception, CancelledError)):
-                raise
             stepping.reset(token)
-            inside = False
-            self._failed(error)
-        finally:
-            if inside:
-                stepping.reset(token)
+            raise  # what becomes of the deferrals is seen when that is settled
+        except BaseException as error:  # noqa: BLE001 - what doesn't fail the step is raised again
+            self._raised(error, token)
+        stepping.reset(token)
+
+    def _raised(self, error: BaseException, token: Token[tuple[str, int] | None]) -> NoReturn:
+        """Leave the body: the step failed, or what was raised is none of its errors and goes on up."""
+        execution = self._execution
+        execution.deferrals.drop(self._mark)
+        stepping.reset(token)
+        # asyncio's CancelledError is no Exception, and no reason to end the process
+        if isinstance(error, execution.policy.passed) or not isinstance(error, (Exception, CancelledError)):
+            raise error
+        self._failed(error)
 
     def _stayed(self, value: Any) -> Any:
         """Return what a body returned, unless it swallowed the way out of the run."""
@@ -175,20 +181,15 @@ class Attempt:
         return value
 
     def _written(self, value: Any) -> tuple[str, Any]:
-        limit = self._execution.host.settings.limits.step_bytes
         where = f"step {self._key!r} of run {self._execution.fence.run_id}"
         try:
             text = self._codec.dump(value)
             value = self._codec.load(text)
         except PayloadError as error:
             raise _UnwritableError(PayloadError(f"{where}: {error}")) from error
-        size = len(text) if text.isascii() else len(text.encode())
-        if size > limit:
-            reason = (
-                f"{where} returned a value of {size} bytes; the limit is {limit} (defer_max_step_bytes):"
-                " store it elsewhere and return its key"
-            )
-            raise _UnwritableError(LimitExceededError(reason))
+        too_large = self._execution.too_large(where, len(text) if text.isascii() else len(text.encode()))
+        if too_large is not None:
+            raise _UnwritableError(too_large)
         return text, value
 
     def _failed(self, error: BaseException) -> NoReturn:
@@ -228,23 +229,23 @@ class Attempt:
         record.position = execution.position
         published = Outgoing()
 
-        def write() -> tuple[bool, bool] | None:
+        def write() -> bool | None:
             nonlocal published
             if not execution.deferrals:
                 with store.autocommit() as connection:
                     return store.steps.record(connection, execution.fence, row)
             with store.transaction() as connection:
-                answer = store.steps.record(connection, execution.fence, row)
-                if answer is not None and answer[1]:
+                flag = store.steps.record(connection, execution.fence, row)
+                if flag is not None:
                     published = execution.deferrals.write(connection, store, None)
-                return answer
+                return flag
 
-        answer = execution.persist(write)
-        if answer is None or not answer[1]:
+        cancelled = execution.persist(write)
+        if cancelled is None:
             self._settle_doubt(record.result, published)
             return
         self._committed(record, published)
-        if answer[0]:
+        if cancelled:
             execution.cancelled = True
 
     def _committed(self, record: Record, outgoing: Outgoing) -> None:

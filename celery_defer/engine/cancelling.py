@@ -22,7 +22,7 @@ _NO_ROW = (
 )
 
 
-def cancel(store: Store, run_id: str, reason: str = "cancelled by request") -> Outgoing:
+def cancel(store: Store, run_id: str, reason: str = "cancelled by request", process: str = "") -> Outgoing:
     """Cancel a run.
 
     Pending and waiting runs end at once. A running one learns of it before its next step; a step's record in
@@ -32,16 +32,17 @@ def cancel(store: Store, run_id: str, reason: str = "cancelled by request") -> O
         store: The store.
         run_id: Which run.
         reason: Why, for its error.
+        process: How the names of a process's executions start that was killed; one of its runs ends at once.
 
     Returns:
-        What is to be published: deferred runs, and the run itself, whose end a worker announces.
+        What is to be published: deferred runs, and the run itself, whose end a worker announces. Without the run
+        itself this call has not ended it.
 
     Raises:
         UnknownRunError: There is no such row.
     """
     while True:
-        with store.transaction() as connection:
-            outgoing = end(connection, store, run_id, reason)
+        outgoing = store.transact(lambda connection: end(connection, store, run_id, reason, process))
         if outgoing is not None:
             return outgoing
         with store.autocommit() as connection:
@@ -53,7 +54,7 @@ def cancel(store: Store, run_id: str, reason: str = "cancelled by request") -> O
         # it has just moved from running to idle or back: look again
 
 
-def end(connection: Connection, store: Store, run_id: str, reason: str) -> Outgoing | None:
+def end(connection: Connection, store: Store, run_id: str, reason: str, process: str = "") -> Outgoing | None:
     """Cancel a run within a transaction.
 
     Args:
@@ -61,11 +62,13 @@ def end(connection: Connection, store: Store, run_id: str, reason: str) -> Outgo
         store: The store.
         run_id: Which run.
         reason: Why, for its error.
+        process: As for `cancel`.
 
     Returns:
         What is to be published after the commit; None if the run is over, unknown or just moving.
     """
-    row = store.runs.cancel_unowned(connection, run_id, cancelled_error(run_id, reason), PUBLISH_GRACE)
+    error = cancelled_error(run_id, reason)
+    row = store.runs.cancel_unowned(connection, run_id, error, PUBLISH_GRACE, process)
     if row is not None:
         children = born(connection, store, row, dispatch(connection, store, run_id, RunState.CANCELLED))
         return Outgoing([row, *children.runs], children.plain)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import uuid
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from celery_defer.words import clock
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Iterator, MutableMapping
     from datetime import datetime
 
     from celery_defer.engine.execution import Execution
@@ -21,6 +22,17 @@ executing: ContextVar[Execution | None] = ContextVar("celery_defer_executing", d
 stepping: ContextVar[tuple[str, int] | None] = ContextVar("celery_defer_stepping", default=None)
 
 _outside = logging.getLogger("celery_defer.run")
+
+
+@contextmanager
+def outside() -> Iterator[None]:
+    """Leave the run of this context for the length of a block: what is done in it isn't done by the run's body."""
+    run, inner = executing.set(None), stepping.set(None)
+    try:
+        yield
+    finally:
+        stepping.reset(inner)
+        executing.reset(run)
 
 
 class ReplayFilter(logging.Filter):

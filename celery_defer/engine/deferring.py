@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("celery_defer.defer")
 
+_NOTHING: frozenset[str] = frozenset()
 _DUPLICATE = "a second defer() with an id of this run is skipped: the first payload stays"
 
 
@@ -121,6 +122,8 @@ class DeferralBook:
 
     def mark(self) -> frozenset[str]:
         """Return what is buffered before a step's body."""
+        if not self._buffer:
+            return _NOTHING
         with self._lock:
             return frozenset(row["deferral_id"] for row in self._buffer)
 
@@ -170,6 +173,8 @@ class DeferralBook:
 
     def written(self) -> None:
         """Note that `write` was committed; what another thread has added since stays for the next commit."""
+        if not self._as_written and not self._as_aborted:
+            return
         with self._lock:
             self._known.update(self._as_written)
             self._known.update(dict.fromkeys(self._as_aborted, str(DeferralState.ABORTED)))

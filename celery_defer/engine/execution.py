@@ -14,6 +14,7 @@ from celery_defer.engine.deferring import DeferralBook
 from celery_defer.errors import LimitExceededError, NestedStepError, NonRetriableError
 from celery_defer.store import StoreAwayError
 from celery_defer.words import clock
+from celery_defer.words.guard import text_fault
 from celery_defer.words.records import Fence, ParentRef
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Execution:
         self.leaving: Control | None = None
         self.cancelled = bool(row["cancel_requested"])
         self.final = False  # Celery's own retry() gave up: the body isn't repeated
+        self.untold = False  # its end is no news for those who wait for it: another task goes on under its id
         self.event: Callable[[], dict[str, Any]] = dict
         self.handle: Any = None  # what the floor above needs to speak to Celery about this execution
         self.records: dict[str, Record] = {}
@@ -84,6 +86,7 @@ class Execution:
         self.deferrals = DeferralBook(row, host.settings.limits)
         self._bytes = 0
         self._load(history)
+        self._waited = sum(len(waits) for waits in self.waits.values())
         self._recorded = {key for key, waits in self.waits.items() if key != BODY and waits[-1].kind != "retry"}
         self._recorded |= self.records.keys()
         self._begun = self._recorded | (self.waits.keys() - {BODY})
@@ -118,7 +121,7 @@ class Execution:
     @property
     def position(self) -> int:
         """How many records the run has: the number of the next."""
-        return len(self.records) + sum(len(waits) for waits in self.waits.values())
+        return len(self.records) + self._waited
 
     @property
     def body_failures(self) -> int:
@@ -243,6 +246,23 @@ class Execution:
             )
             self.leave(LeaseLost())
 
+    def too_large(self, where: str, size: int) -> LimitExceededError | None:
+        """Return the error of a value that can't be recorded for its size, or None.
+
+        Args:
+            where: What returned it.
+            size: Its bytes as JSON.
+        """
+        limit, name = self.host.settings.limits.step_bytes, "defer_max_step_bytes"
+        if size <= min(limit, self.host.store.largest):
+            return None
+        if self.host.store.largest < limit:
+            limit, name = self.host.store.largest, "what the server's max_allowed_packet lets through"
+        return LimitExceededError(
+            f"{where} returned a value of {size} bytes; the limit is {limit} ({name}):"
+            " store it elsewhere and return its key"
+        )
+
     def added(self, key: str, record: Record) -> None:
         """Note a record that was committed.
 
@@ -306,19 +326,6 @@ def check_id(step_id: Any) -> None:
     if not 0 < len(step_id) <= LONGEST_ID:
         reason = f"a step id must have 1 to {LONGEST_ID} characters, found {len(step_id)}: shorten {step_id!r:.40}"
         raise NonRetriableError(reason)
-    if not is_storable(step_id):
+    if text_fault(step_id):
         reason = f"a step id can't have NUL characters or half surrogate pairs, found {step_id!r:.80}: leave them out"
         raise NonRetriableError(reason)
-
-
-def is_storable(text: str) -> bool:
-    """Tell whether every database takes a text: PostgreSQL refuses NUL, no driver writes half a surrogate pair.
-
-    Args:
-        text: Any text.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in text

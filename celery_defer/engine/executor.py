@@ -25,6 +25,7 @@ from celery_defer.errors import (
     RunCancelledError,
     StepError,
 )
+from celery_defer.words import clock
 from celery_defer.words.settings import PUBLISH_GRACE
 from celery_defer.words.states import RunState
 
@@ -41,7 +42,13 @@ _MOVE = {RunState.COMPLETED: "complete", RunState.FAILED: "fail", RunState.CANCE
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """The run left the worker, or was never this execution's: there is nothing to announce."""
+    """The run left the worker, or was never this execution's: there is nothing to announce.
+
+    Attributes:
+        suspension: What was committed, if it was suspended.
+    """
+
+    suspension: Suspend | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,18 +143,16 @@ class _Executor:
 
     def _complete(self, value: Any) -> Finished | Left:
         execution = self._execution
+        if execution.untold:
+            return Finished(RunState.COMPLETED, None, None, self._finish(RunState.COMPLETED, None, None))
         try:
             text = self._codec.dump(value)
         except PayloadError as error:
             reason = f"the return value of run {execution.fence.run_id} ({execution.row['task']}): {error}"
             return self._fail(PayloadError(reason))
-        limit = execution.host.settings.limits.step_bytes
-        if len(text.encode()) > limit:
-            reason = (
-                f"run {execution.fence.run_id} returned a value of {len(text.encode())} bytes; the limit is {limit}"
-                " (defer_max_step_bytes): store it elsewhere and return its key"
-            )
-            return self._fail(LimitExceededError(reason))
+        too_large = execution.too_large(f"run {execution.fence.run_id}", len(text.encode()))
+        if too_large is not None:
+            return self._fail(too_large)
         outgoing = self._finish(RunState.COMPLETED, text, None)
         execution.note_unasked()
         return Finished(RunState.COMPLETED, text, None, outgoing)
@@ -172,32 +177,38 @@ class _Executor:
         lease = execution.host.settings.lease
         published = Outgoing()
 
-        def write() -> Any:
+        def write() -> str | None:
             nonlocal published
-            if not book and not book.recorded:
+            if not book and not book.recorded and not execution.untold:
                 with store.autocommit() as connection:
                     return store.runs.finish(connection, execution.fence, _MOVE[state], result, error, lease)
             with store.transaction() as connection:
-                row = store.runs.finish(connection, execution.fence, _MOVE[state], result, error, lease)
-                if row is not None:
+                ended = store.runs.finish(connection, execution.fence, _MOVE[state], result, error, lease)
+                if ended is not None:
                     published = book.write(connection, store, state)
-                return row
+                    if execution.untold:
+                        store.due.announced(connection, [execution.fence.run_id])
+                return ended
 
         if execution.persist(write) is None:
             self._refused(state)
         return published
 
-    def _suspend(self, suspension: Suspend) -> Left:
+    def _suspend(self, suspension: Suspend) -> Finished | Left:
         execution = self._execution
         store = execution.host.store
+        refusal = execution.host.refusal(execution, suspension)
+        if refusal is not None:
+            return self._fail(refusal)
         execution.host.suspending(execution, suspension)
-        published = Outgoing()
+        published, asked_at = Outgoing(), 0.0
 
         def write() -> Any:
-            nonlocal published
+            nonlocal published, asked_at
             with store.transaction() as connection:
                 waiting_for = suspension.waiting_for
                 wake_at = store.runs.suspend(connection, execution.fence, waiting_for, suspension.wake)
+                asked_at = clock.monotonic()
                 if wake_at is None:
                     return None
                 if not suspension.known:
@@ -214,10 +225,10 @@ class _Executor:
             self._refused(RunState.WAITING)
         execution.deferrals.written()
         execution.publish(published)
-        delay = suspension.wake if isinstance(suspension.wake, float) else None
+        delay = suspension.wake - (clock.monotonic() - asked_at) if isinstance(suspension.wake, float) else None
         if wake_at is not None:  # else the answer of the commit was lost: the sweep wakes the run
             execution.host.arm(execution.fence.run_id, wake_at, delay)
-        return Left()
+        return Left(suspension)
 
     def _hand_over(self) -> Left:
         """Give the run back; what is buffered is dropped, the body will ask for it again."""

@@ -71,6 +71,15 @@ class Host(Protocol):
     def publish(self, outgoing: Outgoing) -> None:
         """Publish what was committed; the sweep does so again for what didn't get out (I5)."""
 
+    def refusal(self, execution: Execution, suspension: Suspend) -> Exception | None:
+        """Return why a run can't be suspended for so long, None if it can: those who wait for it may not wait so long.
+
+        Args:
+            execution: The run's.
+            suspension: What it asks for.
+        """
+        ...
+
     def suspending(self, execution: Execution, suspension: Suspend) -> None:
         """Tell Celery's result backend and events of a suspension that is about to be committed (I3)."""
 

@@ -10,6 +10,8 @@ from celery_defer.engine.ports import Outgoing
 from celery_defer.words.settings import PUBLISH_GRACE
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from celery_defer.engine.ports import Host
 
 logger = logging.getLogger("celery_defer.sweep")
@@ -79,8 +81,10 @@ class Sweep:
         retention = self._host.settings.retention
         if retention is None:
             return 0
-        with self._store.transaction() as connection:
-            ids = self._store.due.old(connection, retention, BATCH)
-            if ids:
-                self._store.due.prune(connection, ids)
+        return self._store.transact(lambda connection: self._prune(connection, retention))
+
+    def _prune(self, connection: Connection, retention: float) -> int:
+        ids = self._store.due.old(connection, retention, BATCH)
+        if ids:
+            self._store.due.prune(connection, ids)
         return len(ids)

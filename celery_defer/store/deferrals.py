@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, case, null, select, update
+from sqlalchemy import and_, bindparam, case, null, select, update
 
-from celery_defer.store.sql import after, insert_once, now
+from celery_defer.store.change import Change, Insertion, whole
+from celery_defer.store.sql import after, now
 from celery_defer.words.states import DEFERRAL, DeferralState, sources, target
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Deferrals:
     def __init__(self, tables: Tables, dialect: str) -> None:
         deferral = tables.deferral
         self._table = deferral
-        self._add = insert_once(dialect, deferral)
+        self._add = Insertion(dialect, deferral)
         recorded = deferral.c.state.in_(sources(DEFERRAL, "dispatch"))
         of_run = deferral.c.run_id == bindparam("of_run")
         plain_due = case(
@@ -37,12 +38,9 @@ class Deferrals:
             (deferral.c.delay > 0, after(deferral.c.delay)),
             else_=after("grace"),
         )
-        self._dispatch = (
-            update(deferral)
-            .where(of_run, recorded, deferral.c.start_on.in_(bindparam("outcomes", expanding=True)))
-            .values(state=target(DEFERRAL, "dispatch"), publish_at=plain_due)
-            .returning(deferral)
-        )
+        started = and_(of_run, recorded, deferral.c.start_on.in_(bindparam("outcomes", expanding=True)))
+        dispatched = {"state": target(DEFERRAL, "dispatch"), "publish_at": plain_due}
+        self._dispatch = Change(dialect, deferral, started, dispatched)
         self._drop = update(deferral).where(of_run, recorded).values(state=target(DEFERRAL, "abort"))
         listed = deferral.c.deferral_id.in_(bindparam("ids", expanding=True))
         self._abort = (
@@ -52,19 +50,14 @@ class Deferrals:
         )
         self._find = select(deferral).where(of_run, listed)
         key = (deferral.c.run_id, deferral.c.deferral_id)
-        due = (
+        due: Any = (
             select(*key)
             .where(deferral.c.state == DeferralState.DISPATCHED, deferral.c.publish_at <= now())
             .limit(bindparam("most"))
             .with_for_update(skip_locked=True)
-            .subquery()
         )
-        self._publishable = (
-            update(deferral)
-            .where(deferral.c.run_id == due.c.run_id, deferral.c.deferral_id == due.c.deferral_id)
-            .values(publish_at=after("grace"), publishes=deferral.c.publishes + 1)
-            .returning(deferral)
-        )
+        again = {"publish_at": after("grace"), "publishes": deferral.c.publishes + 1}
+        self._publishable = Change(dialect, deferral, due, again)
         self._published = (
             update(deferral)
             .where(deferral.c.child_id.in_(bindparam("ids", expanding=True)))
@@ -88,8 +81,7 @@ class Deferrals:
             }
             for row in rows
         ]
-        if values:
-            connection.execute(self._add.values(values))
+        self._add.many(connection, values)
 
     def dispatch(
         self, connection: Connection, run_id: str, outcomes: Sequence[str], grace: float
@@ -106,7 +98,7 @@ class Deferrals:
             The dispatched rows.
         """
         values = {"of_run": run_id, "outcomes": list(outcomes), "grace": grace}
-        rows = connection.execute(self._dispatch, values).mappings().all()
+        rows = self._dispatch.rows(connection, values)
         connection.execute(self._drop, {"of_run": run_id})
         return rows
 
@@ -127,8 +119,9 @@ class Deferrals:
 
     def publishable(self, connection: Connection, grace: float, most: int) -> Sequence[RowMapping]:
         """Take dispatched deferrals of plain targets that are due for publication, for ``grace`` seconds (I5)."""
-        return connection.execute(self._publishable, {"grace": grace, "most": most}).mappings().all()
+        return self._publishable.rows(connection, {"grace": grace, "most": most})
 
     def published(self, connection: Connection, child_ids: Sequence[str]) -> None:
         """Note that plain targets were published; nothing more is to be done for them."""
-        connection.execute(self._published, {"ids": list(child_ids)})
+        values = {"ids": list(child_ids)}
+        whole(connection, lambda: connection.execute(self._published, values))

@@ -22,12 +22,13 @@ from sqlalchemy import (
     update,
 )
 
-from celery_defer.store.runs import one_more_crash
-from celery_defer.store.sql import after, now
+from celery_defer.store.change import Change, whole
+from celery_defer.store.crashes import one_more_crash
+from celery_defer.store.sql import after, begins_with, now
 from celery_defer.words.states import RUN, TERMINAL, DeferralState, RunState, sources, target
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import ColumnElement, Connection, RowMapping, Select
@@ -44,11 +45,12 @@ class Due:
 
     Args:
         tables: The namespace's tables.
+        dialect: SQLAlchemy's name of the dialect.
     """
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, dialect: str) -> None:
         run = tables.run
-        self._tables = tables
+        self._tables, self._dialect = tables, dialect
         self._listed = run.c.id.in_(bindparam("ids", expanding=True))
         self._fenced = tuple_(run.c.id, run.c.epoch).in_(bindparam("fences", expanding=True))
         self._running = run.c.state == RunState.RUNNING
@@ -61,6 +63,9 @@ class Due:
         self._build_announcements()
         self._build_pruning()
 
+    def _change(self, where: Any, values: dict[str, Any], returning: Sequence[Any] = ()) -> Change:
+        return Change(self._dialect, self._tables.run, where, values, returning)
+
     def _some(self, *conditions: ColumnElement[bool]) -> Select[tuple[str]]:
         found = select(self._tables.run.c.id).where(*conditions).limit(bindparam("most"))
         return found.with_for_update(skip_locked=True)
@@ -68,41 +73,24 @@ class Due:
     def _build_leases(self) -> None:
         run = self._tables.run
         own = select(run.c.id).where(self._fenced, self._running).with_for_update(skip_locked=True, key_share=True)
-        self._renew = (
-            update(run)
-            .where(run.c.id.in_(own))
-            .values(lease_until=after("lease"))
-            .returning(run.c.id, run.c.epoch, run.c.cancel_requested)
-        )
+        flags = (run.c.id, run.c.epoch, run.c.cancel_requested)
+        self._renew = self._change(own, {"lease_until": after("lease")}, flags)
         rescued = {**self._to_publish, "lease_until": null(), "crashes": one_more_crash(self._tables)}
         lapsed = and_(self._running, run.c.lease_until < now())
-        process = bindparam("process", type_=run.c.owner.type)
-        self._rescue = (
-            update(run)
-            .where(run.c.id.in_(self._some(lapsed, ~run.c.cancel_requested)))
-            .values(**rescued)
-            .returning(run)
+        self._rescue = self._change(self._some(lapsed, ~run.c.cancel_requested), rescued)
+        lost = and_(
+            run.c.id == bindparam("run_id"),
+            self._running,
+            begins_with(run.c.owner, "process"),
+            run.c.cancel_requested.is_(false()),
         )
-        self._rescue_lost = (
-            update(run)
-            .where(
-                run.c.id == bindparam("run_id"),
-                self._running,
-                # not LIKE: a host's name may hold what that takes for a wildcard, and SQLite's ignores case
-                func.substr(run.c.owner, 1, func.length(process)) == process,
-                run.c.cancel_requested.is_(false()),
-            )
-            .values(**rescued)
-            .returning(run)
-        )
+        self._rescue_lost = self._change(lost, rescued)
         self._abandoned = select(run.c.id).where(lapsed, run.c.cancel_requested.is_(true())).limit(bindparam("most"))
 
     def _build_timers(self) -> None:
         run, deferral = self._tables.run, self._tables.deferral
         due = and_(run.c.state.in_(sources(RUN, "wake")), run.c.wake_at <= now())
-        self._wake_listed = (
-            update(run).where(self._listed, due).values(**self._to_publish, waiting_for=null()).returning(run)
-        )
+        self._wake_listed = self._change(and_(self._listed, due), self._to_publish | {"waiting_for": null()})
         self._upcoming = (
             select(run.c.id, run.c.wake_at, now().label("now"))
             .where(run.c.state == RunState.WAITING, run.c.wake_at <= after("ahead"))
@@ -118,12 +106,8 @@ class Due:
 
     def _build_publications(self) -> None:
         run = self._tables.run
-        self._publishable = (
-            update(run)
-            .where(run.c.id.in_(self._some(self._pending, run.c.publish_at <= now())))
-            .values(publish_at=after("grace"))
-            .returning(run)
-        )
+        due = self._some(self._pending, run.c.publish_at <= now())
+        self._publishable = self._change(due, {"publish_at": after("grace")})
         self._published = (
             update(run)
             .where(self._fenced, self._pending)
@@ -133,22 +117,11 @@ class Due:
     def _build_announcements(self) -> None:
         run = self._tables.run
         unannounced = and_(self._over, run.c.announced_at.is_(null()))
-        self._announceable = (
-            update(run)
-            .where(run.c.id.in_(self._some(unannounced, run.c.publish_at <= now())))
-            .values(publish_at=after("grace"), publishes=run.c.publishes + 1)
-            .returning(run)
-        )
-        self._claim_announcement = (
-            update(run)
-            .where(
-                run.c.id == bindparam("run_id"),
-                unannounced,
-                or_(run.c.lease_until.is_(null()), run.c.lease_until < now()),
-            )
-            .values(lease_until=after("lease"), publish_at=after("lease"))
-            .returning(run)
-        )
+        due = self._some(unannounced, run.c.publish_at <= now())
+        self._announceable = self._change(due, {"publish_at": after("grace"), "publishes": run.c.publishes + 1})
+        unclaimed = or_(run.c.lease_until.is_(null()), run.c.lease_until < now())
+        mine = and_(run.c.id == bindparam("run_id"), unannounced, unclaimed)
+        self._claim_announcement = self._change(mine, {"lease_until": after("lease"), "publish_at": after("lease")})
         self._announced = update(run).where(self._listed, unannounced).values(announced_at=now(), lease_until=null())
 
     def _build_pruning(self) -> None:
@@ -187,7 +160,7 @@ class Due:
         Returns:
             ``id``, ``epoch`` and ``cancel_requested`` of those that were renewed.
         """
-        return connection.execute(self._renew, {"fences": list(fences), "lease": lease}).mappings().all()
+        return self._renew.rows(connection, {"fences": [tuple(fence) for fence in fences], "lease": lease})
 
     def upcoming(self, connection: Connection, ahead: float, most: int) -> list[tuple[str, datetime, datetime]]:
         """Return id, wake time and the database's clock of waiting runs that are due within ``ahead`` seconds."""
@@ -211,13 +184,13 @@ class Due:
         Returns:
             The rows to publish.
         """
-        return connection.execute(self._wake_listed, {"ids": list(ids), "grace": grace}).mappings().all()
+        return self._wake_listed.rows(connection, {"ids": list(ids), "grace": grace})
 
     def rescue(self, connection: Connection, grace: float, most: int) -> Sequence[RowMapping]:
         """Make running runs pending whose lease has run out (I9); returns the rows to publish."""
-        return connection.execute(self._rescue, {"grace": grace, "most": most}).mappings().all()
+        return self._rescue.rows(connection, {"grace": grace, "most": most})
 
-    def rescue_lost(self, connection: Connection, run_id: str, process: str, grace: float) -> RowMapping | None:
+    def rescue_lost(self, connection: Connection, run_id: str, process: str, grace: float) -> Mapping[Any, Any] | None:
         """Make a run pending whose process is known to be dead.
 
         Args:
@@ -230,7 +203,7 @@ class Due:
             The row to publish, or None if that process didn't execute it.
         """
         values = {"run_id": run_id, "process": process, "grace": grace}
-        return connection.execute(self._rescue_lost, values).mappings().first()
+        return self._rescue_lost.first(connection, values)
 
     def abandoned(self, connection: Connection, most: int) -> list[str]:
         """Return runs that are to be cancelled and whose owner is dead."""
@@ -238,23 +211,25 @@ class Due:
 
     def publishable(self, connection: Connection, grace: float, most: int) -> Sequence[RowMapping]:
         """Take pending runs whose publication is due, for ``grace`` seconds (I5)."""
-        return connection.execute(self._publishable, {"grace": grace, "most": most}).mappings().all()
+        return self._publishable.rows(connection, {"grace": grace, "most": most})
 
     def published(self, connection: Connection, fences: Sequence[Fence], again: float) -> None:
         """Note that runs were published; unclaimed after ``again`` seconds and more they are published again."""
-        connection.execute(self._published, {"fences": [tuple(fence) for fence in fences], "again": again})
+        values = {"fences": [tuple(fence) for fence in fences], "again": again}
+        whole(connection, lambda: connection.execute(self._published, values))
 
     def announceable(self, connection: Connection, grace: float, most: int) -> Sequence[RowMapping]:
         """Take finished runs whose end nobody has announced in time (I10)."""
-        return connection.execute(self._announceable, {"grace": grace, "most": most}).mappings().all()
+        return self._announceable.rows(connection, {"grace": grace, "most": most})
 
-    def claim_announcement(self, connection: Connection, run_id: str, lease: float) -> RowMapping | None:
+    def claim_announcement(self, connection: Connection, run_id: str, lease: float) -> Mapping[Any, Any] | None:
         """Take the right to announce a finished run's end; None if it was announced or somebody is at it."""
-        return connection.execute(self._claim_announcement, {"run_id": run_id, "lease": lease}).mappings().first()
+        return self._claim_announcement.first(connection, {"run_id": run_id, "lease": lease})
 
     def announced(self, connection: Connection, ids: Sequence[str]) -> None:
         """Note that Celery has stored the outcome of runs and told everybody."""
-        connection.execute(self._announced, {"ids": list(ids)})
+        values = {"ids": list(ids)}
+        whole(connection, lambda: connection.execute(self._announced, values))
 
     def old(self, connection: Connection, age: float, most: int) -> list[str]:
         """Return finished runs older than ``age`` seconds that no live parent, child or other descendant refers to."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, bindparam, or_, select
 
-from celery_defer.words.states import Trigger
+from celery_defer.words.states import TERMINAL, Trigger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,6 +34,12 @@ class Listing:
             .where(tables.run.c.parent_id == bindparam("run_id"))
             .order_by(tables.run.c.created_at, tables.run.c.id)
         )
+        self._live = (
+            select(tables.run.c.id, tables.run.c.message)
+            .where(tables.run.c.state.not_in(TERMINAL), tables.run.c.id > bindparam("after"))
+            .order_by(tables.run.c.id)
+            .limit(bindparam("most"))
+        )
 
     def get(self, connection: Connection, run_id: str) -> RowMapping | None:
         """Return one run's row, or None."""
@@ -42,6 +48,17 @@ class Listing:
     def children(self, connection: Connection, run_id: str) -> list[str]:
         """Return the ids of the runs whose parent this is, oldest first."""
         return list(connection.execute(self._children, {"run_id": run_id}).scalars())
+
+    def live(self, connection: Connection, after: str, most: int) -> list[tuple[str, str]]:
+        """Return id and frozen message of runs that aren't over, in the order of their ids.
+
+        Args:
+            connection: The open connection.
+            after: Begin behind this id; empty for the first.
+            most: How many at most.
+        """
+        found = connection.execute(self._live, {"after": after, "most": most})
+        return [(run_id, message) for run_id, message in found]
 
     def page(  # noqa: PLR0913 - a query has many conditions
         self,

@@ -11,16 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, bindparam, case, exists, false, func, null, or_, select, true, update
 
-from celery_defer.store.sql import after, insert_once, now
+from celery_defer.store.change import Change, Insertion
+from celery_defer.store.crashes import one_more_crash, progressed
+from celery_defer.store.sql import after, begins_with, now
 from celery_defer.words.states import RUN, RunState, sources, target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from sqlalchemy import ColumnElement, Connection, RowMapping, Table, Update
+    from sqlalchemy import ColumnElement, Connection, RowMapping, Table
 
     from celery_defer.store.tables import Tables
     from celery_defer.words.records import Fence
+
+# The columns of a called run that its first delivery gives; the others are times, or come with later moves.
+_CALLED = (
+    "id", "task", "state", "epoch", "owner", "crashes", "retries", "cancel_requested", "trigger", "parent_id",
+    "root_id", "deferral_id", "parents", "args", "kwargs", "message", "publishes",
+)  # fmt: skip
 
 
 class Runs:
@@ -34,65 +42,54 @@ class Runs:
     def __init__(self, tables: Tables, dialect: str) -> None:
         run, step = tables.run, tables.step
         self._table = run
-        self._born = insert_once(dialect, run, (run.c.id,))
-        self._call = insert_once(dialect, run, (run.c.created_at,)).values(
-            lease_until=after("lease"), created_at=now(), started_at=now()
-        )
+        self._born = Insertion(dialect, run)
+        given = {name: bindparam(name, type_=run.c[name].type) for name in _CALLED}
+        times = {"lease_until": after("lease"), "created_at": now(), "started_at": now()}
+        self._call = Insertion(dialect, run, (run.c.created_at,), **given, **times)
         mine = and_(run.c.id == bindparam("run_id"), run.c.epoch == bindparam("fence"))
-        self._claim = self._claim_statement(run, one_more_crash(tables))
+        self._claim = self._claim_change(dialect, run, one_more_crash(tables))
         self._look = select(run, (run.c.lease_until > now()).label("alive")).where(run.c.id == bindparam("run_id"))
         uncancelled = and_(mine, run.c.state == RunState.RUNNING, run.c.cancel_requested.is_(false()))
-        self._suspend = (
-            update(run)
-            .where(uncancelled)
-            .values(
-                state=target(RUN, "suspend"),
-                waiting_for=bindparam("waiting_for"),
-                wake_at=func.coalesce(bindparam("until", type_=run.c.wake_at.type), after("delay")),
-                lease_until=null(),
-                crashes=0,  # what it waits for is recorded with it: the run got on
-            )
-            .returning(run.c.wake_at)
-        )
-        self._hand_over = (
-            update(run)
-            .where(mine, run.c.state.in_(sources(RUN, "hand_over")))
-            .values(
-                state=target(RUN, "hand_over"),
-                lease_until=null(),
-                publish_at=after("grace"),
-                publishes=0,
-                crashes=case((progressed(tables), 0), else_=run.c.crashes),
-            )
-            .returning(run)
-        )
+        running = and_(mine, run.c.state == RunState.RUNNING)
+        suspended = {
+            "state": target(RUN, "suspend"),
+            "waiting_for": bindparam("waiting_for"),
+            "wake_at": func.coalesce(bindparam("until", type_=run.c.wake_at.type), after("delay")),
+            "lease_until": null(),
+            "crashes": 0,  # what it waits for is recorded with it: the run got on
+        }
+        self._suspend = Change(dialect, run, uncancelled, suspended, (run.c.wake_at,))
+        handed_over = {
+            "state": target(RUN, "hand_over"),
+            "lease_until": null(),
+            "publish_at": after("grace"),
+            "publishes": 0,
+            "crashes": case((progressed(tables), 0), else_=run.c.crashes),
+        }
+        self._hand_over = Change(dialect, run, and_(mine, run.c.state.in_(sources(RUN, "hand_over"))), handed_over)
+        announcing = {"publish_at": after("lease"), "lease_until": after("lease")}
         self._finish = {
-            move: self._finish_statement(run, move)
-            .where(uncancelled if move != "cancel" else and_(mine, run.c.state == RunState.RUNNING))
-            .values(publish_at=after("lease"), lease_until=after("lease"))
+            move: Change(
+                dialect,
+                run,
+                running if move == "cancel" else uncancelled,
+                _finished(move) | announcing,
+                (run.c.id,),
+                hot=True,
+            )
             for move in ("complete", "fail", "cancel")
         }
-        self._request_cancel = (
-            update(run)
-            .where(run.c.id == bindparam("run_id"), run.c.state == RunState.RUNNING)
-            .values(cancel_requested=true())
-            .returning(run.c.id)
-        )
+        executed = and_(run.c.id == bindparam("run_id"), run.c.state == RunState.RUNNING)
+        self._request_cancel = Change(dialect, run, executed, {"cancel_requested": true()}, (run.c.id,))
         idle = [state for state in sources(RUN, "cancel") if state != RunState.RUNNING]
         abandoned = and_(run.c.state == RunState.RUNNING, run.c.cancel_requested, run.c.lease_until < now())
-        self._cancel_unowned = (
-            self._finish_statement(run, "cancel")
-            .where(run.c.id == bindparam("run_id"), or_(run.c.state.in_(idle), abandoned))
-            .values(publish_at=after("grace"), lease_until=null())
-        )
-        self._renew_one = (
-            update(run)
-            .where(mine, run.c.state == RunState.RUNNING)
-            .values(lease_until=after("lease"))
-            .returning(run.c.cancel_requested)
-        )
+        killed = and_(run.c.state == RunState.RUNNING, begins_with(run.c.owner, "process"))
+        unowned = and_(run.c.id == bindparam("run_id"), or_(run.c.state.in_(idle), abandoned, killed))
+        unannounced = {"publish_at": after("grace"), "lease_until": null()}
+        self._cancel_unowned = Change(dialect, run, unowned, _finished("cancel") | unannounced)
+        self._renew_one = Change(dialect, run, running, {"lease_until": after("lease")}, (run.c.cancel_requested,))
         landed = exists().where(step.c.run_id == run.c.id, step.c.epoch == run.c.epoch - 1).correlate(run)
-        self._recount = update(run).where(mine, landed).values(crashes=1).returning(run.c.crashes)
+        self._recount = Change(dialect, run, and_(mine, landed), {"crashes": 1}, (run.c.crashes,))
         self._rewrite_call = (
             update(run)
             .where(mine)
@@ -100,47 +97,26 @@ class Runs:
         )
 
     @staticmethod
-    def _claim_statement(run: Table, crashes: ColumnElement[int]) -> Update:
+    def _claim_change(dialect: str, run: Table, crashes: ColumnElement[int]) -> Change:
         taken_over = and_(run.c.state == RunState.RUNNING, run.c.lease_until < now())
-        return (
-            update(run)
-            .where(
-                run.c.id == bindparam("run_id"),
-                or_(and_(run.c.state == RunState.PENDING, run.c.epoch == bindparam("fence")), taken_over),
-            )
-            .values(
-                state=target(RUN, "claim"),
-                epoch=run.c.epoch + 1,
-                owner=bindparam("new_owner"),
-                retries=bindparam("new_retries"),
-                lease_until=after("lease"),
-                crashes=case((run.c.state == RunState.RUNNING, crashes), else_=run.c.crashes),
-                started_at=func.coalesce(run.c.started_at, now()),
-                waiting_for=null(),
-                wake_at=null(),
-                publish_at=null(),
-                publishes=0,
-            )
-            .returning(run, now().label("claimed_at"))
-        )
+        free = or_(and_(run.c.state == RunState.PENDING, run.c.epoch == bindparam("fence")), taken_over)
+        claimed = {
+            "state": target(RUN, "claim"),
+            "epoch": run.c.epoch + 1,
+            "owner": bindparam("new_owner"),
+            "retries": bindparam("new_retries"),
+            "lease_until": after("lease"),
+            "crashes": case((run.c.state == RunState.RUNNING, crashes), else_=run.c.crashes),
+            "started_at": func.coalesce(run.c.started_at, now()),
+            "waiting_for": null(),
+            "wake_at": null(),
+            "publish_at": null(),
+            "publishes": 0,
+        }
+        returning = (*run.c, now().label("claimed_at"))
+        return Change(dialect, run, and_(run.c.id == bindparam("run_id"), free), claimed, returning, hot=True)
 
-    @staticmethod
-    def _finish_statement(run: Table, move: str) -> Update:
-        return (
-            update(run)
-            .values(
-                state=target(RUN, move),
-                waiting_for=null(),
-                wake_at=null(),
-                result=bindparam("new_result"),
-                error=bindparam("new_error"),
-                finished_at=now(),
-                publishes=0,
-            )
-            .returning(run)
-        )
-
-    def add_called(self, connection: Connection, row: Mapping[str, Any], lease: float) -> RowMapping | None:
+    def add_called(self, connection: Connection, row: Mapping[str, Any], lease: float) -> Mapping[Any, Any] | None:
         """Insert the row of a called run, claimed by its first delivery.
 
         Args:
@@ -151,7 +127,7 @@ class Runs:
         Returns:
             Its ``created_at``, or None if there is such a run already.
         """
-        return connection.execute(self._call, {**row, "lease": lease}).mappings().first()
+        return self._call.one(connection, {**row, "lease": lease})
 
     def add(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> set[str]:
         """Insert pending runs; one that exists stays as it is.
@@ -167,11 +143,11 @@ class Runs:
             {**{key: row[key] for key in row if key != "delay"}, "created_at": now(), "publish_at": after(row["delay"])}
             for row in rows
         ]
-        return set(connection.execute(self._born.values(values)).scalars()) if values else set()
+        return {row["id"] for row in self._born.many(connection, values)}
 
     def claim(
         self, connection: Connection, run_id: str, epoch: int, owner: str, retries: int, lease: float
-    ) -> RowMapping | None:
+    ) -> Mapping[Any, Any] | None:
         """Take a pending run of that epoch, or a running one whose lease has run out.
 
         A take-over counts a crash; records since the last claim reset the count.
@@ -188,7 +164,7 @@ class Runs:
             The row and ``claimed_at``, the database's clock, or None if there was nothing to claim.
         """
         values = {"run_id": run_id, "fence": epoch, "new_owner": owner, "new_retries": retries, "lease": lease}
-        return connection.execute(self._claim, values).mappings().first()
+        return self._claim.first(connection, values)
 
     def recount(self, connection: Connection, fence: Fence, crashes: int) -> int:
         """Count the crashes of a claimed run again, now that what its last owner had in flight is to be seen.
@@ -204,8 +180,8 @@ class Runs:
         Returns:
             The count: 1 if the last owner recorded something.
         """
-        found = connection.execute(self._recount, {"run_id": fence.run_id, "fence": fence.epoch}).scalar()
-        return crashes if found is None else int(found)
+        found = self._recount.first(connection, {"run_id": fence.run_id, "fence": fence.epoch})
+        return crashes if found is None else int(found["crashes"])
 
     def look(self, connection: Connection, run_id: str) -> RowMapping | None:
         """Return the whole row and ``alive``, whether its lease still holds; or None.
@@ -228,7 +204,8 @@ class Runs:
             Whether the run is to be cancelled; None if the lease is lost.
         """
         values = {"run_id": fence.run_id, "fence": fence.epoch, "lease": lease}
-        return connection.execute(self._renew_one, values).scalar()
+        found = self._renew_one.first(connection, values)
+        return None if found is None else bool(found["cancel_requested"])
 
     def suspend(
         self, connection: Connection, fence: Fence, waiting_for: str, wake: float | datetime
@@ -247,7 +224,8 @@ class Runs:
         absolute = isinstance(wake, datetime)
         times = {"until": wake if absolute else None, "delay": 0.0 if absolute else wake}
         values = {"run_id": fence.run_id, "fence": fence.epoch, "waiting_for": waiting_for, **times}
-        return connection.execute(self._suspend, values).scalar()
+        found = self._suspend.first(connection, values)
+        return None if found is None else found["wake_at"]
 
     def rewrite_call(self, connection: Connection, fence: Fence, args: str, kwargs: str, message: str) -> None:
         """Replace the arguments and the frozen message, as Celery's own ``retry()`` may.
@@ -262,7 +240,7 @@ class Runs:
         values = {"new_args": args, "new_kwargs": kwargs, "new_message": message}
         connection.execute(self._rewrite_call, {"run_id": fence.run_id, "fence": fence.epoch, **values})
 
-    def hand_over(self, connection: Connection, fence: Fence, grace: float) -> RowMapping | None:
+    def hand_over(self, connection: Connection, fence: Fence, grace: float) -> Mapping[Any, Any] | None:
         """Give the run back so that another worker goes on with it.
 
         Args:
@@ -274,11 +252,11 @@ class Runs:
             The row, or None if the lease is lost.
         """
         values = {"run_id": fence.run_id, "fence": fence.epoch, "grace": grace}
-        return connection.execute(self._hand_over, values).mappings().first()
+        return self._hand_over.first(connection, values)
 
     def finish(
         self, connection: Connection, fence: Fence, move: str, result: str | None, error: str | None, lease: float
-    ) -> RowMapping | None:
+    ) -> str | None:
         """End a running run.
 
         Args:
@@ -290,11 +268,12 @@ class Runs:
             lease: Seconds that the caller has for announcing the end.
 
         Returns:
-            The row, or None if the lease is lost or (unless the move is ``cancel``) the run is to be cancelled.
+            Its id, or None if the lease is lost or (unless the move is ``cancel``) the run is to be cancelled.
         """
         values = {"new_result": result, "new_error": error, "lease": lease}
         values = {"run_id": fence.run_id, "fence": fence.epoch, **values}
-        return connection.execute(self._finish[move], values).mappings().first()
+        ended = self._finish[move].first(connection, values)
+        return None if ended is None else str(ended["id"])
 
     def request_cancel(self, connection: Connection, run_id: str) -> bool:
         """Ask a running run to end; its epoch stays, so that the record in flight lands and learns of it.
@@ -306,9 +285,11 @@ class Runs:
         Returns:
             Whether it was running.
         """
-        return connection.execute(self._request_cancel, {"run_id": run_id}).first() is not None
+        return self._request_cancel.first(connection, {"run_id": run_id}) is not None
 
-    def cancel_unowned(self, connection: Connection, run_id: str, error: str, grace: float) -> RowMapping | None:
+    def cancel_unowned(
+        self, connection: Connection, run_id: str, error: str, grace: float, process: str = ""
+    ) -> Mapping[Any, Any] | None:
         """End a run that nobody executes: pending, waiting, or to be cancelled with a dead owner.
 
         Args:
@@ -316,28 +297,22 @@ class Runs:
             run_id: Which run.
             error: JSON text.
             grace: Seconds after which the sweep has it announced if its caller didn't.
+            process: How the names of a process's executions start that is known to be dead; empty for none.
 
         Returns:
             The row, or None if it is running or over.
         """
-        values = {"run_id": run_id, "new_result": None, "new_error": error, "grace": grace}
-        return connection.execute(self._cancel_unowned, values).mappings().first()
+        values = {"run_id": run_id, "new_result": None, "new_error": error, "grace": grace, "process": process}
+        return self._cancel_unowned.first(connection, values)
 
 
-def progressed(tables: Tables) -> ColumnElement[bool]:
-    """Return the condition that a run's present owner has recorded something.
-
-    Args:
-        tables: The namespace's tables.
-    """
-    run, step = tables.run, tables.step
-    return exists().where(step.c.run_id == run.c.id, step.c.epoch == run.c.epoch).correlate(run)
-
-
-def one_more_crash(tables: Tables) -> ColumnElement[int]:
-    """Return a run's count of crashes with one more; what its owner has recorded begins the count anew.
-
-    Args:
-        tables: The namespace's tables.
-    """
-    return case((progressed(tables), 1), else_=tables.run.c.crashes + 1)
+def _finished(move: str) -> dict[str, Any]:
+    return {
+        "state": target(RUN, move),
+        "waiting_for": null(),
+        "wake_at": null(),
+        "result": bindparam("new_result"),
+        "error": bindparam("new_error"),
+        "finished_at": now(),
+        "publishes": 0,
+    }

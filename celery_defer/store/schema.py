@@ -12,6 +12,7 @@ from sqlalchemy import inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
 from celery_defer.errors import SchemaError
+from celery_defer.store import mysql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,10 +36,13 @@ def revision(store: Store) -> tuple[int, int]:
         store: Whose tables.
 
     Raises:
-        SchemaError: The database can't be reached, or refuses.
+        SchemaError: The database can't be reached, is too old, or refuses.
     """
     schema = store.tables.schema
     with _refusals(store, "read"), store.autocommit() as connection:
+        if store.dialect in mysql.BACKENDS and (wrong := mysql.too_old(connection)):
+            reason = f"the database of defer_database_url can't be used: {wrong}"
+            raise SchemaError(reason)
         try:
             row = connection.execute(select(schema.c.revision, schema.c.oldest)).first()
         except DBAPIError:
@@ -89,7 +93,8 @@ def require(store: Store) -> None:
 def migrate(store: Store) -> bool:
     """Bring the tables up to date; of many processes that try at once, one does it and all succeed.
 
-    The version is written in the transaction of the migration: one that fails leaves it as it was.
+    The version is written in the transaction of the migration: one that fails leaves it as it was. On MySQL the
+    tables that it has made stay, as each is committed by itself; the next try goes on from there.
 
     Args:
         store: Whose tables.
@@ -103,13 +108,12 @@ def migrate(store: Store) -> bool:
     """
     if ready(store):
         return False
-    with _refusals(store, "migrated"), store.transaction() as connection:
-        _lock(store, connection)
+    with _refusals(store, "migrated"), _alone(store) as connection:
         before = _locked_revision(store, connection)
         if before >= REVISION:
             return False
         _upgrade(store, connection)
-    # a death before the commit leaves the tables as they were
+    # a death before the commit leaves the version as it was
     logger.info(
         "the tables of celery_defer were brought up to date",
         extra={"namespace": store.tables.namespace, "before": before, "revision": REVISION},
@@ -139,12 +143,21 @@ def _locked_revision(store: Store, connection: Connection) -> int:
     return connection.execute(select(schema.c.revision)).scalar() or 0
 
 
-def _lock(store: Store, connection: Connection) -> None:
-    # SQLite's transaction holds the write lock already. The transaction-scoped lock works through PgBouncer too.
-    if store.dialect == "postgresql":
-        digest = hashlib.blake2b(store.tables.namespace.encode(), digest_size=8).digest()
-        key = int.from_bytes(digest, signed=True)
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+@contextmanager
+def _alone(store: Store) -> Iterator[Connection]:
+    """Open the transaction of a migration while nobody else migrates this namespace."""
+    digest = hashlib.blake2b(store.tables.namespace.encode(), digest_size=8).digest()
+    if store.dialect in mysql.BACKENDS:
+        # each CREATE commits, which would end a transaction's lock; a session's holds
+        with mysql.named_lock(store.engine, digest.hex()), store.transaction() as connection:
+            yield connection
+        return
+    with store.transaction() as connection:
+        # SQLite's transaction holds the write lock already. The transaction-scoped lock works through PgBouncer too.
+        if store.dialect == "postgresql":
+            key = int.from_bytes(digest, signed=True)
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+        yield connection
 
 
 def _upgrade(store: Store, connection: Connection) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import DateTime, Float, String, Text, bindparam
+from sqlalchemy import DateTime, Float, String, Text, and_, bindparam, func
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
+
+from celery_defer.store.mysql import BACKENDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
     from celery_defer.store.cipher import Cipher
 
+_TABLE = {"engine": "InnoDB", "default_charset": "utf8mb4"}
+# How a table is made on MySQL, whatever the database's own defaults are.
+IN_MYSQL: dict[str, Any] = {f"{name}_{key}": value for name in BACKENDS for key, value in _TABLE.items()}
 _SQLITE_FORMAT = "%Y-%m-%d %H:%M:%f"
 
 
@@ -82,13 +87,37 @@ class Encrypted(TypeDecorator[str]):
         return None if value is None else self.cipher.decrypt(value)
 
 
+class Identifier(TypeDecorator[str]):
+    """An id or a name, compared by its characters: case and trailing blanks count on every database."""
+
+    impl = String
+    cache_ok = True
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.length = length
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose the collation; MySQL's others, ``utf8mb4_bin`` too, take 'a' and 'a ' for the same."""
+        if dialect.name not in BACKENDS:
+            return dialect.type_descriptor(String(self.length))
+        is_mariadb: bool = dialect.is_mariadb  # type: ignore[attr-defined] # MySQL's dialect has it
+        collation = "utf8mb4_nopad_bin" if is_mariadb else "utf8mb4_0900_bin"
+        return dialect.type_descriptor(mysql.VARCHAR(self.length, collation=collation))
+
+
+def double() -> TypeEngine[float]:
+    """Return the type of seconds; MySQL's FLOAT has seven digits."""
+    return Float().with_variant(mysql.DOUBLE(), *BACKENDS)
+
+
 def payload(cipher: Cipher | None = None) -> TypeEngine[str]:
     """Return the type of columns that hold a user's JSON text; MySQL's TEXT ends at 64 KiB.
 
     Args:
         cipher: What they are encrypted with, or None.
     """
-    return Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb") if cipher is None else Encrypted(cipher)
+    return Text().with_variant(mysql.LONGTEXT(), *BACKENDS) if cipher is None else Encrypted(cipher)
 
 
 class now(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL function that it is
@@ -158,3 +187,16 @@ def insert_once(dialect: str, table: Table, returning: Iterable[ColumnElement[An
     """
     statement: Insert = _INSERTS[dialect](table).on_conflict_do_nothing()
     return statement.returning(*(returning or table.primary_key.columns))
+
+
+def begins_with(column: ColumnElement[str], name: str) -> ColumnElement[bool]:
+    """Return the condition that a column begins with a parameter's text, which isn't empty.
+
+    Not LIKE: the text may hold what that takes for a wildcard, and SQLite's ignores case.
+
+    Args:
+        column: Holds text.
+        name: The parameter.
+    """
+    prefix = bindparam(name, type_=column.type)
+    return and_(func.length(prefix) > 0, func.substr(column, 1, func.length(prefix)) == prefix)

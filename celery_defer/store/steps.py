@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, func, literal, null, select, union_all
+from sqlalchemy import and_, bindparam, insert, literal, null, select, true, union_all
 
+from celery_defer.store.change import InsertAndRead
+from celery_defer.store.direct import Direct
+from celery_defer.store.mysql import BACKENDS
 from celery_defer.store.sql import after, insert_once, now
 from celery_defer.words.states import RunState
 
@@ -30,23 +33,31 @@ class Steps:
 
     def __init__(self, tables: Tables, dialect: str) -> None:
         run, step, wait, deferral = tables.run, tables.step, tables.wait, tables.deferral
-        held = select(run.c.id, run.c.epoch, run.c.cancel_requested).where(
+        owned = and_(
             run.c.id == bindparam("run_id"), run.c.epoch == bindparam("fence"), run.c.state == RunState.RUNNING
         )
-        self._record: Any
+        held = select(run.c.id, run.c.epoch, run.c.cancel_requested).where(owned)
+        of_run = select(run.c.cancel_requested).where(run.c.id == bindparam("run_id"))
+        self._record: Direct | InsertAndRead
         if dialect == "postgresql":
             # `INSERT … SELECT … WHERE epoch = ?` alone is no fence: it reads the row as it was before a take-over
             # that isn't committed yet. The lock waits for it and then sees the new epoch (I2).
             lock = held.with_for_update(key_share=True).cte("held")
-            added = insert_once(dialect, step).from_select(*self._row(step, lock)).cte("added")
-            self._record = select(lock.c.cancel_requested, select(func.count()).select_from(added).scalar_subquery())
+            flag = select(lock.c.cancel_requested).scalar_subquery()
+            statement = insert_once(dialect, step, (flag.label("cancel_requested"),)).add_cte(lock)
+            self._record = Direct(statement.from_select(*self._row(step, lock)))
+        elif dialect in BACKENDS:
+            # the same lock; a flag that is set between the two is seen the sooner
+            columns, source = self._row(step, run)
+            locked = source.where(owned).with_for_update()
+            self._record = InsertAndRead(insert(step).from_select(columns, locked), of_run)
         else:
             # SQLite has one writer at a time: the statement takes the lock before it reads.
-            owner = held.subquery("held")
-            flag = select(run.c.cancel_requested).where(run.c.id == bindparam("run_id")).scalar_subquery()
-            columns, source = self._row(step, owner)
-            statement = insert_once(dialect, step, (flag.label("cancel_requested"), literal(1)))
-            self._record = statement.from_select(columns, source.where(owner.c.epoch.is_not(None)))
+            flag = of_run.scalar_subquery()
+            columns, source = self._row(step, held.subquery("held"))
+            statement = insert_once(dialect, step, (flag.label("cancel_requested"),))
+            # an INSERT from a SELECT with a conflict clause needs a WHERE (https://www.sqlite.org/lang_upsert.html)
+            self._record = Direct(statement.from_select(columns, source.where(true())))
         self._find = select(step.c.epoch, step.c.state, step.c.result, step.c.error).where(
             step.c.run_id == bindparam("run_id"), step.c.step_id == bindparam("step_id")
         )
@@ -78,7 +89,7 @@ class Steps:
             ),
         ).order_by("position", "attempt")
 
-    def record(self, connection: Connection, fence: Fence, row: Mapping[str, Any]) -> tuple[bool, bool] | None:
+    def record(self, connection: Connection, fence: Fence, row: Mapping[str, Any]) -> bool | None:
         """Commit a step's result under the fence.
 
         Args:
@@ -87,11 +98,11 @@ class Steps:
             row: ``step_id, kind, state, position, attempts, result, error`` and ``began``: seconds, negative.
 
         Returns:
-            Whether the run is to be cancelled and whether the record is new; None if the lease is lost, or
-            (on SQLite) there is such a record already: `find` tells.
+            Whether the run is to be cancelled; None if nothing was recorded, because the lease is lost or there is such
+            a record already: `find` tells.
         """
-        found: Any = connection.execute(self._record, {**row, "run_id": fence.run_id, "fence": fence.epoch}).first()
-        return None if found is None else (bool(found[0]), bool(found[1]))
+        found = self._record.first(connection, {**row, "run_id": fence.run_id, "fence": fence.epoch})
+        return None if found is None else bool(found["cancel_requested"])
 
     def find(self, connection: Connection, run_id: str, step_id: str) -> RowMapping | None:
         """Return one record's ``epoch``, ``state``, ``result`` and ``error``, or None."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +13,7 @@ from sqlalchemy import Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 
 from celery_defer.errors import ConfigError
+from celery_defer.store import mysql
 from celery_defer.store.deferrals import Deferrals
 from celery_defer.store.due import Due
 from celery_defer.store.forking import gate
@@ -25,16 +27,21 @@ from celery_defer.words import clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from sqlalchemy import URL, Connection
 
     from celery_defer.store.cipher import Cipher
 
-SUPPORTED = ("sqlite", "postgresql")
+SUPPORTED = ("sqlite", "postgresql", *mysql.BACKENDS)
+# SQLAlchemy's default driver changes with its version, ours doesn't.
+_DRIVERS = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql", "mariadb": "mariadb+pymysql"}
 # How long SQLite waits for another writer before it gives up, in seconds.
 _SQLITE_BUSY = 30
 _CONNECT_TIMEOUT = 5
 _MOST_IDLE = 4
+# Deadlocks in a row after which a transaction is given up.
+_TRIES = 5
 # Between two tries while the database is away, in seconds.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 T = TypeVar("T")
@@ -46,7 +53,7 @@ class Store:
     Nothing is opened before the first use, and every process opens its own: a connection must not cross a fork.
 
     Args:
-        url: Any SQLAlchemy URL of SQLite or PostgreSQL.
+        url: Any SQLAlchemy URL of SQLite, PostgreSQL, MySQL or MariaDB.
         namespace: The prefix of the tables' names.
         cipher: What payload columns are encrypted with, or None.
 
@@ -55,17 +62,18 @@ class Store:
     """
 
     def __init__(self, url: str, namespace: str = "celery_defer", cipher: Cipher | None = None) -> None:
-        self.url = _checked(url)
+        self.url = self._checked(url)
         self.dialect = self.url.get_backend_name()
-        self.tables = Tables(namespace, cipher)
+        self.tables = Tables(namespace, cipher, self.dialect)
         self.runs = Runs(self.tables, self.dialect)
         self.steps = Steps(self.tables, self.dialect)
         self.waits = Waits(self.tables)
         self.deferrals = Deferrals(self.tables, self.dialect)
-        self.due = Due(self.tables)
+        self.due = Due(self.tables, self.dialect)
         self.listing = Listing(self.tables)
         self.sweepers = Sweepers(self.tables, self.dialect)
         self._engine: Engine | None = None
+        self._largest: int | None = None
         self._idle: list[Connection] = []
         self._inherited: list[object] = []
         _stores.add(self)
@@ -77,26 +85,24 @@ class Store:
             self._engine = self._open()
         return self._engine
 
-    @contextmanager
-    def autocommit(self) -> Iterator[Connection]:
+    def autocommit(self) -> AbstractContextManager[Connection]:
         """Open a connection on which every statement is a transaction of its own.
 
         The last few are kept open between uses: taking one from SQLAlchemy's pool and giving it back costs as much
         as a third of a step.
         """
-        with gate:
-            connection = self._idle.pop() if self._idle else self.engine.connect()
-            try:
-                yield connection
-            except BaseException as error:
-                connection.close()
-                if self.is_away(error):
-                    self._close_idle()  # they are broken too
-                raise
-            if len(self._idle) < _MOST_IDLE and connection.engine is self._engine:
-                self._idle.append(connection)
-            else:
-                connection.close()
+        return _Lent(self)
+
+    def _lend(self) -> Connection:
+        return self._idle.pop() if self._idle else self.engine.connect()
+
+    def _take_back(self, connection: Connection, error: BaseException | None) -> None:
+        if error is None and len(self._idle) < _MOST_IDLE and connection.engine is self._engine:
+            self._idle.append(connection)
+            return
+        connection.close()
+        if error is not None and self.is_away(error):
+            self._close_idle()  # they are broken too
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -105,12 +111,46 @@ class Store:
         READ COMMITTED; on SQLite it takes the write lock at once, so that it never fails half-way.
         """
         with gate, self.engine.connect() as connection:
-            if self.dialect != "sqlite":
+            if self.dialect == "postgresql":
                 connection.execution_options(isolation_level="READ COMMITTED")
+            elif self.dialect in mysql.BACKENDS:  # the session is READ COMMITTED
+                connection.execution_options(**{mysql.COMMITS_EACH: False})
             with connection.begin():
-                if self.dialect == "sqlite":
-                    connection.exec_driver_sql("BEGIN IMMEDIATE")
+                if self.dialect != "postgresql":
+                    connection.exec_driver_sql("BEGIN IMMEDIATE" if self.dialect == "sqlite" else "START TRANSACTION")
                 yield connection
+
+    def transact(self, work: Callable[[Connection], T]) -> T:
+        """Do something in a transaction, and again if the server undid it because of a deadlock.
+
+        Args:
+            work: Gets the connection; may be called several times.
+        """
+        for _ in range(_TRIES - 1):
+            try:
+                with self.transaction() as connection:
+                    return work(connection)
+            except DBAPIError as error:
+                if not _was_undone(error):
+                    raise
+        with self.transaction() as connection:
+            return work(connection)
+
+    @property
+    def largest(self) -> int:
+        """How many bytes one value may have so that the database takes it for sure."""
+        if self.dialect not in mysql.BACKENDS:
+            return sys.maxsize
+        if self._largest is None:
+            with self.autocommit() as connection:
+                self._largest = mysql.largest(connection)
+        return self._largest
+
+    @contextmanager
+    def shared(self) -> Iterator[tuple[Connection, Connection]]:
+        """Open a transaction for a user's writes and one for ours: the same one, so that they commit together."""
+        with self.transaction() as connection:
+            yield connection, connection
 
     def persist(self, attempt: Callable[[], T], until: float) -> T:
         """Run a unit of work, again if the connection breaks or the server is away.
@@ -152,26 +192,37 @@ class Store:
                 self._engine.dispose()
             self._engine = None
 
+    def _checked(self, url: str) -> URL:
+        return _checked(url)
+
     def _close_idle(self) -> None:
         idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
 
     def _open(self) -> Engine:
+        options: dict[str, Any] = {}
         if self.dialect == "sqlite":
             arguments: dict[str, Any] = {"timeout": _SQLITE_BUSY, "check_same_thread": False}
-        else:
+        elif self.dialect == "postgresql":
             arguments = {"connect_timeout": _CONNECT_TIMEOUT, "application_name": "celery_defer"}
+        else:
+            arguments = mysql.connect_arguments(self.url.get_driver_name(), _CONNECT_TIMEOUT)
+            options[mysql.COMMITS_EACH] = True
         arguments = {key: value for key, value in arguments.items() if key not in self.url.query}
         engine = create_engine(
             self.url,
             isolation_level="AUTOCOMMIT",
             connect_args=arguments,
+            execution_options=options,
             pool_reset_on_return="rollback",
             max_overflow=-1,
         )
         if self.dialect == "sqlite":
             event.listen(engine, "connect", _sqlite_connect)
+        elif self.dialect in mysql.BACKENDS:
+            event.listen(engine, "connect", mysql.begin_session)
+            event.listen(engine, "handle_error", mysql.end_undone)
         return engine
 
     def _after_fork(self) -> None:
@@ -182,6 +233,31 @@ class Store:
             self._inherited.append(self._engine)
             self._engine.dispose(close=False)
             self._engine = None
+
+
+class _Lent:
+    """What `Store.autocommit` gives: a class, as a generator costs a tenth of a step."""
+
+    __slots__ = ("_connection", "_store")
+    _connection: Connection
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __enter__(self) -> Connection:
+        gate.__enter__()
+        try:
+            self._connection = self._store._lend()  # noqa: SLF001 - this module's own
+        except BaseException:
+            gate.__exit__()
+            raise
+        return self._connection
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        try:
+            self._store._take_back(self._connection, error)  # noqa: SLF001 - this module's own
+        finally:
+            gate.__exit__()
 
 
 _stores: weakref.WeakSet[Store] = weakref.WeakSet()
@@ -211,14 +287,12 @@ def _checked(url: str) -> URL:
     if found.get_backend_name() == "sqlite" and found.database in (None, "", ":memory:"):
         reason = "defer_database_url is an SQLite database in memory, which no other process sees: name a file"
         raise ConfigError(reason)
-    if found.drivername == "postgresql":  # SQLAlchemy's default driver changes with its version, ours doesn't
-        found = found.set(drivername="postgresql+psycopg")
+    found = found.set(drivername=_DRIVERS.get(found.drivername, found.drivername))
     try:
         found.get_dialect().import_dbapi()
     except ImportError as error:
-        reason = (
-            f"defer_database_url needs a driver that isn't installed ({error}): pip install celery_defer[postgresql]"
-        )
+        extra = "postgresql" if found.get_backend_name() == "postgresql" else "mysql"
+        reason = f"defer_database_url needs a driver that isn't installed ({error}): pip install celery_defer[{extra}]"
         raise ConfigError(reason) from error
     return found
 
@@ -226,24 +300,48 @@ def _checked(url: str) -> URL:
 def _sqlite_connect(connection: sqlite3.Connection, _record: object) -> None:
     # WAL with NORMAL survives the death of any process; the loss of power may take the last commits with it
     # (https://www.sqlite.org/pragma.html#pragma_synchronous).
-    for pragma in ("journal_mode = WAL", "synchronous = NORMAL"):
-        connection.execute(f"PRAGMA {pragma}").close()
+    until = clock.monotonic() + _SQLITE_BUSY
+    while True:
+        try:
+            _set_wal(connection)
+            break
+        except sqlite3.OperationalError as error:
+            # no busy timeout holds for the change of mode: who meets another process at it is refused at once
+            if "locked" not in str(error) or clock.monotonic() > until:
+                raise
+        clock.sleep(_FIRST_PAUSE)
+    connection.execute("PRAGMA synchronous = NORMAL").close()
+
+
+def _set_wal(connection: sqlite3.Connection) -> None:
+    (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+    if mode != "wal":
+        connection.execute("PRAGMA journal_mode = WAL").close()
 
 
 class StoreAwayError(Exception):
     """The database could not be reached for as long as there was time, or refused a statement of ours."""
 
 
-def _lost_a_lock(error: DBAPIError) -> bool:
-    """Tell whether another transaction was in the way: SQLSTATE class 40 and 55P03, or SQLite's busy timeout."""
+def _was_undone(error: DBAPIError) -> bool:
+    """Tell whether the server gave up a transaction for the sake of others: SQLSTATE class 40, or a number."""
     state = getattr(error.orig, "sqlstate", None) or ""
-    return state.startswith("40") or state == "55P03" or "locked" in str(error.orig)
+    return state.startswith("40") or mysql.number(error.orig) in mysql.UNDONE
+
+
+def _lost_a_lock(error: DBAPIError) -> bool:
+    """Tell whether another transaction was in the way: also SQLSTATE 55P03, SQLite's busy timeout, MySQL's numbers."""
+    if _was_undone(error) or mysql.number(error.orig) in mysql.LOST_A_LOCK:
+        return True
+    return getattr(error.orig, "sqlstate", None) == "55P03" or "locked" in str(error.orig)
 
 
 def _passes(error: DBAPIError) -> bool:
     """Tell whether an error is of the connection or of the moment, not of the statement."""
     if error.connection_invalidated or isinstance(error, InterfaceError):
         return True
+    if (number := mysql.number(error.orig)) is not None:  # drivers don't agree on the classes
+        return number in mysql.PASSING
     if not isinstance(error, OperationalError):
         return False
     if isinstance(error.orig, sqlite3.Error):  # the same class stands for bad SQL there

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, or_, update
+from sqlalchemy import and_, bindparam, or_, update
 
-from celery_defer.store.sql import after, insert_once, now
+from celery_defer.store.change import Change, Insertion
+from celery_defer.store.sql import after, now
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -26,22 +27,18 @@ class Sweepers:
 
     def __init__(self, tables: Tables, dialect: str) -> None:
         sweeper = tables.sweeper
-        self._first = insert_once(dialect, sweeper).values(id=_THE_ROW, owner=bindparam("me"), until=after("term"))
-        self._elect = (
-            update(sweeper)
-            .where(sweeper.c.id == _THE_ROW)
-            .where(or_(sweeper.c.owner == bindparam("me"), sweeper.c.until < now()))
-            .values(owner=bindparam("me"), until=after("term"))
-            .returning(sweeper.c.id)
-        )
+        mine: dict[str, Any] = {"owner": bindparam("me"), "until": after("term")}
+        self._first = Insertion(dialect, sweeper, id=_THE_ROW, **mine)
+        free = and_(sweeper.c.id == _THE_ROW, or_(sweeper.c.owner == bindparam("me"), sweeper.c.until < now()))
+        self._elect = Change(dialect, sweeper, free, mine, (sweeper.c.id,))
         self._resign = update(sweeper).where(sweeper.c.owner == bindparam("me")).values(until=after("term"))
 
     def elect(self, connection: Connection, me: str, term: float) -> bool:
         """Become or stay the sweeper for ``term`` seconds; False if another is."""
         values = {"me": me, "term": term}
-        if connection.execute(self._elect, values).first() is not None:
+        if self._elect.first(connection, values) is not None:
             return True
-        return connection.execute(self._first, values).first() is not None
+        return self._first.one(connection, values) is not None
 
     def resign(self, connection: Connection, me: str) -> None:
         """Let the next one be elected at once."""

@@ -8,17 +8,17 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
-    Float,
     Index,
     Integer,
     MetaData,
     String,
     Table,
-    Text,
+    column,
     text,
 )
 
-from celery_defer.store.sql import Moment, payload
+from celery_defer.store.mysql import BACKENDS
+from celery_defer.store.sql import IN_MYSQL, Identifier, Moment, double, payload
 from celery_defer.words.states import (
     DEFERRAL,
     RUN,
@@ -34,6 +34,7 @@ from celery_defer.words.states import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from sqlalchemy import ColumnElement
     from sqlalchemy.types import TypeEngine
 
     from celery_defer.store.cipher import Cipher
@@ -47,9 +48,7 @@ def _one_of(column: str, values: Iterable[str]) -> str:
 
 
 def _id(name: str, *, nullable: bool = False, primary_key: bool = False) -> Column[str]:
-    # ids are compared by their bytes: case and trailing blanks count on every database
-    kind = String(ID_LENGTH).with_variant(String(ID_LENGTH, collation="utf8mb4_bin"), "mysql", "mariadb")
-    return Column(name, kind, nullable=nullable, primary_key=primary_key)
+    return Column(name, Identifier(ID_LENGTH), nullable=nullable, primary_key=primary_key)
 
 
 def _word(name: str, *, nullable: bool = False) -> Column[str]:
@@ -62,10 +61,11 @@ class Tables:
     Args:
         namespace: The prefix of their names.
         cipher: What payload columns are encrypted with, or None.
+        dialect: SQLAlchemy's name of the dialect.
     """
 
-    def __init__(self, namespace: str, cipher: Cipher | None = None) -> None:
-        self.namespace = namespace
+    def __init__(self, namespace: str, cipher: Cipher | None = None, dialect: str = "sqlite") -> None:
+        self.namespace, self._dialect = namespace, dialect
         self.metadata = MetaData()
         text_type = payload(cipher)
         self.run = self._run(text_type)
@@ -78,6 +78,7 @@ class Tables:
             Column("id", Integer, primary_key=True, autoincrement=False),
             _id("owner"),
             Column("until", Moment(), nullable=False),
+            **IN_MYSQL,
         )
         # revision: what the tables are; oldest: the oldest revision whose code may still use them
         self.schema = Table(
@@ -86,16 +87,20 @@ class Tables:
             Column("id", Integer, primary_key=True, autoincrement=False),
             Column("revision", Integer, nullable=False),
             Column("oldest", Integer, nullable=False),
+            **IN_MYSQL,
         )
 
-    def _check(self, name: str, condition: str) -> CheckConstraint:
+    def _check(self, name: str, condition: str | ColumnElement[bool]) -> CheckConstraint:
         return CheckConstraint(condition, name=f"{self.namespace}_{name}")
 
-    def _index(self, name: str, *columns: str, where: str) -> Index:
+    def _index(self, name: str, *columns: str, where: str, first: str = "") -> Index:
+        # MySQL has no partial indexes: there the column that the condition is on comes first
+        if first and self._dialect in BACKENDS:
+            columns = (first, *columns)
         partial = text(where)
         return Index(f"{self.namespace}_{name}", *columns, postgresql_where=partial, sqlite_where=partial)
 
-    def _run(self, payload: TypeEngine[str]) -> Table:
+    def _run(self, text_type: TypeEngine[str]) -> Table:
         terminal = _one_of("state", TERMINAL)
         waiting = f"(state = '{RunState.WAITING}') = (waiting_for IS NOT NULL)"
         return Table(
@@ -115,13 +120,13 @@ class Tables:
             _id("parent_id", nullable=True),
             _id("root_id"),
             _id("deferral_id", nullable=True),
-            Column("parents", Text, nullable=True),
-            Column("args", payload, nullable=False),
-            Column("kwargs", payload, nullable=False),
-            Column("message", payload, nullable=False),
-            Column("event", payload),
-            Column("result", payload),
-            Column("error", payload),
+            Column("parents", payload(), nullable=True),
+            Column("args", text_type, nullable=False),
+            Column("kwargs", text_type, nullable=False),
+            Column("message", text_type, nullable=False),
+            Column("event", text_type),
+            Column("result", text_type),
+            Column("error", text_type),
             Column("created_at", Moment(), nullable=False),
             Column("started_at", Moment()),
             Column("finished_at", Moment()),
@@ -132,18 +137,22 @@ class Tables:
             self._check("run_state", _one_of("state", RUN)),
             self._check("run_waiting_for", _one_of("waiting_for", WaitingFor)),
             self._check("run_waiting", waiting),
-            self._check("run_trigger", _one_of("trigger", Trigger)),
+            # an expression: MySQL wants this name in quotes
+            self._check("run_trigger", column("trigger", String).in_([str(each) for each in Trigger])),
             self._check("run_finished", f"({terminal}) = (finished_at IS NOT NULL)"),
-            self._index("run_lease", "lease_until", where=f"state = '{RunState.RUNNING}'"),
-            self._index("run_wake", "wake_at", where=f"state = '{RunState.WAITING}'"),
-            self._index("run_publish", "publish_at", where=f"state = '{RunState.PENDING}'"),
-            self._index("run_announce", "publish_at", where=f"announced_at IS NULL AND {terminal}"),
+            self._index("run_lease", "lease_until", where=f"state = '{RunState.RUNNING}'", first="state"),
+            self._index("run_wake", "wake_at", where=f"state = '{RunState.WAITING}'", first="state"),
+            self._index("run_publish", "publish_at", where=f"state = '{RunState.PENDING}'", first="state"),
+            self._index(
+                "run_announce", "publish_at", where=f"announced_at IS NULL AND {terminal}", first="announced_at"
+            ),
             Index(f"{self.namespace}_run_created", "created_at", "id"),
             self._index("run_parent", "parent_id", where="parent_id IS NOT NULL"),
             self._index("run_root", "root_id", where="parent_id IS NOT NULL"),
+            **IN_MYSQL,
         )
 
-    def _step(self, payload: TypeEngine[str]) -> Table:
+    def _step(self, text_type: TypeEngine[str]) -> Table:
         # No foreign key: the fence locks the run's row in the same statement, a second look-up would only cost.
         return Table(
             f"{self.namespace}_step",
@@ -155,14 +164,16 @@ class Tables:
             Column("position", Integer, nullable=False),
             Column("epoch", Integer, nullable=False),
             Column("attempts", Integer, nullable=False),
-            Column("result", payload),
-            Column("error", payload),
+            Column("result", text_type),
+            Column("error", text_type),
             Column("started_at", Moment(), nullable=False),
             Column("finished_at", Moment(), nullable=False),
             self._check("step_state", _one_of("state", StepState)),
+            sqlite_with_rowid=False,  # one tree to write instead of two
+            **IN_MYSQL,
         )
 
-    def _wait(self, payload: TypeEngine[str]) -> Table:
+    def _wait(self, text_type: TypeEngine[str]) -> Table:
         # Append-only: each suspension adds what it waits for; a retry's row is the failed attempt too.
         return Table(
             f"{self.namespace}_wait",
@@ -172,13 +183,14 @@ class Tables:
             Column("attempt", Integer, primary_key=True, autoincrement=False),
             _word("kind"),
             Column("position", Integer, nullable=False),
-            Column("error", payload),
+            Column("error", text_type),
             Column("wake_at", Moment(), nullable=False),
             Column("created_at", Moment(), nullable=False),
             self._check("wait_kind", _one_of("kind", WaitingFor)),
+            **IN_MYSQL,
         )
 
-    def _deferral(self, payload: TypeEngine[str]) -> Table:
+    def _deferral(self, text_type: TypeEngine[str]) -> Table:
         return Table(
             f"{self.namespace}_deferral",
             self.metadata,
@@ -190,16 +202,17 @@ class Tables:
             _id("task"),
             _id("child_id"),
             Column("durable", Boolean, nullable=False),
-            Column("delay", Float, nullable=False),
+            Column("delay", double(), nullable=False),
             Column("eta", Moment()),
-            Column("args", payload, nullable=False),
-            Column("kwargs", payload, nullable=False),
-            Column("message", payload, nullable=False),
+            Column("args", text_type, nullable=False),
+            Column("kwargs", text_type, nullable=False),
+            Column("message", text_type, nullable=False),
             Column("created_at", Moment(), nullable=False),
             Column("publish_at", Moment()),
             Column("publishes", Integer, nullable=False),
             self._check("deferral_start_on", _one_of("start_on", When)),
             self._check("deferral_state", _one_of("state", DEFERRAL)),
-            self._index("deferral_publish", "publish_at", where=f"state = '{DeferralState.DISPATCHED}'"),
+            self._index("deferral_publish", "publish_at", where=f"state = '{DeferralState.DISPATCHED}'", first="state"),
             Index(f"{self.namespace}_deferral_child", "child_id"),
+            **IN_MYSQL,
         )

@@ -64,6 +64,11 @@ class Config:
             ),
         )
 
+    @property
+    def names_database(self) -> bool:
+        """Whether ``defer_database_url`` is set, so that the database isn't our own default."""
+        return self._get("database_url") is not None
+
     def store(self) -> Store:
         """Return the store that the settings name; nothing is opened yet.
 

@@ -6,10 +6,11 @@ import logging
 from typing import TYPE_CHECKING, Any, Literal
 
 from celery_defer.engine.current import executing
-from celery_defer.engine.execution import LONGEST_ID, is_storable
+from celery_defer.engine.execution import LONGEST_ID
 from celery_defer.errors import DurableError, PayloadError
+from celery_defer.words.guard import text_fault
 from celery_defer.words.states import When
-from celery_defer.worker.frozen import freeze
+from celery_defer.worker.frozen import freeze, trace_of
 from celery_defer.worker.task import DurableMixin
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ def defer(
         when = _checked(id, on)
 
         def frozen() -> Any:
-            return freeze(signature, run["id"], run["root_id"], id, _is_durable)
+            trace = trace_of(execution.handle[1]) if execution.handle else None
+            return freeze(signature, run["id"], run["root_id"], id, _is_durable, trace)
 
         execution.deferrals.add(id, frozen, when, execution.position, replaying=execution.is_replaying)
     except DurableError as error:
@@ -108,7 +110,7 @@ def _checked(deferral_id: Any, on: str) -> When:
     if not isinstance(deferral_id, str) or not 0 < len(deferral_id) <= LONGEST_ID:
         reason = f"a deferral's id must be text of 1 to {LONGEST_ID} characters, found {deferral_id!r:.80}"
         raise PayloadError(reason)
-    if not is_storable(deferral_id):
+    if text_fault(deferral_id):
         reason = f"a deferral's id can't have NUL characters or half surrogate pairs, found {deferral_id!r:.80}"
         raise PayloadError(reason)
     try:

@@ -11,6 +11,7 @@ from celery.canvas import _chain as Chain  # noqa: N812 - Celery's own name of t
 from celery.canvas import _chord as Chord  # noqa: N812
 from celery.canvas import group as Group  # noqa: N812
 from celery.exceptions import NotRegistered
+from celery.result import result_from_tuple
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 from kombu.exceptions import EncodeError
 from kombu.utils import json
@@ -19,16 +20,21 @@ from celery_defer.engine.execution import LONGEST_WAIT
 from celery_defer.engine.offspring import seconds_until
 from celery_defer.engine.ports import FrozenCall
 from celery_defer.errors import PayloadError
+from celery_defer.store.cipher import opened
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
 # Deferred runs have ids that follow from the parent's id and the deferral's (UUID version 5, RFC 9562).
 _NAMESPACE = uuid.UUID("6b1a3f6e-52f1-5a0e-9a30-1d0d1f3c5c11")
 
 EPOCH, PARENT, DEFERRAL = "defer_epoch", "defer_parent", "defer_deferral"
-_OURS = (EPOCH, PARENT, DEFERRAL)
+# Never on the broker: the worker's main process tells the pool that a message's id or stamps were revoked.
+REVOKED = "defer_revoked"
+OURS = (EPOCH, PARENT, DEFERRAL, REVOKED)
+# Which trace a message belongs to: W3C Trace Context and Baggage, and Sentry's own header.
+_TRACE = ("traceparent", "tracestate", "baggage", "sentry-trace")
 
 # Celery's request attribute → argument of ``AMQP.create_task_message``
 _FROM_REQUEST = {
@@ -61,37 +67,110 @@ _FROM_OPTIONS = {
         )
     },
 }  # fmt: skip
-_ROUTING = ("queue", "exchange", "routing_key", "priority", "serializer", "compression", "delivery_mode")
+# RabbitMQ's notes of dead-lettering; sent again they look like a cycle to it, so Celery's own retry drops them too.
+_DEATHS = ("x-death", "x-first-death-", "x-last-death-")
+_ADDRESS = ("queue", "exchange", "routing_key")
+_ROUTING = (*_ADDRESS, "priority", "serializer", "compression", "delivery_mode")
 
 
-def from_request(request: Any) -> str:
+def from_request(request: Any, serializer: str | None) -> str:
     """Freeze the message of a called run, with its place in a canvas.
 
     Args:
         request: Celery's request context at the first execution.
+        serializer: The task's: Celery's request doesn't tell that of the message.
 
     Returns:
         JSON text.
+
+    Raises:
+        PayloadError: Something in it can't be written as JSON.
     """
-    message = {name: value for old, name in _FROM_REQUEST.items() if (value := request.get(old)) is not None}
-    if "ignore_result" in vars(request):
+    given = vars(request)
+    message = {name: given[old] for old, name in _FROM_REQUEST.items() if given.get(old) is not None}
+    if "ignore_result" in given:
         message["ignore_result"] = request.ignore_result
     limits = request.timelimit or (None, None)
     if any(limits):
         message["time_limit"], message["soft_time_limit"] = limits
     for stamp in message.get("stamped_headers", ()):
         message.setdefault("stamps", {})[stamp] = (request.stamps or {}).get(stamp)
-    sent = request._filter_x_death_headers(request.headers)  # noqa: SLF001 - what Celery's own retry sends again
-    headers = {key: value for key, value in sent.items() if key not in _OURS}
+    sent = request.headers or {}
+    headers = {key: value for key, value in sent.items() if key not in OURS and not key.startswith(_DEATHS)}
     if headers:
         message["headers"] = headers
     message["routing"] = _routing(request.delivery_info or {})
-    return str(json.dumps(message))
+    sent_as = {"serializer": serializer, "compression": request.get("compression")}
+    message["routing"] |= {name: value for name, value in sent_as.items() if value}
+    try:
+        return str(json.dumps(message))
+    except (EncodeError, TypeError, ValueError, RecursionError) as error:
+        reason = (
+            f"run {request.id} can't be recorded: a link, chain, chord or header of its message is no JSON: {error}"
+        )
+        raise PayloadError(reason) from error
 
 
-def with_retries(message: str, retries: int) -> str:
-    """Return a frozen message with Celery's own count of retries."""
-    return str(json.dumps({**json.loads(message), "retries": retries}))
+def hide_ours(request: Any) -> None:
+    """Take our headers out of the user's view of the message's custom headers.
+
+    Args:
+        request: Celery's request context; its attributes keep them.
+    """
+    if request.headers:
+        request.headers = {name: value for name, value in request.headers.items() if name not in OURS} or None
+
+
+def with_children(message: str, children: Sequence[Any]) -> str:
+    """Return a frozen message that remembers what a run has called: its trail, which Celery stores with its result.
+
+    Args:
+        message: The frozen message.
+        children: Celery's results.
+    """
+    return str(json.dumps({**json.loads(opened(message)), "children": [child.as_tuple() for child in children]}))
+
+
+def children(message: str, app: Any) -> list[Any]:
+    """Return the results of what a run had called before its latest suspension.
+
+    Args:
+        message: The frozen message.
+        app: The application.
+    """
+    if '"children"' not in message:  # most have none, and a message may be long
+        return []
+    return [result_from_tuple(child, app=app) for child in json.loads(opened(message)).get("children", ())]
+
+
+def for_retry(message: str, retries: int, options: Mapping[str, Any]) -> str:
+    """Return a frozen message with Celery's own count of retries.
+
+    Args:
+        message: The frozen message.
+        retries: The count.
+        options: What ``retry()`` was given for the next delivery: queue, priority, time limits and so on.
+    """
+    frozen = json.loads(opened(message))
+    changed = _given(options)
+    given, kept = changed.pop("routing"), frozen.get("routing", {})
+    if any(name in given for name in _ADDRESS):  # one of them replaces all
+        kept = {name: value for name, value in kept.items() if name not in _ADDRESS}
+    routing = {**kept, **given}
+    headers = {**frozen.get("headers", {}), **changed.pop("headers", {})}
+    return str(json.dumps({**frozen, **changed, "routing": routing, "headers": headers, "retries": retries}))
+
+
+def count_of_retries(request: Any) -> str:
+    """Freeze of a request nothing but Celery's own count of retries: the run is never published.
+
+    Args:
+        request: Celery's request context.
+
+    Returns:
+        JSON text.
+    """
+    return str(json.dumps({"retries": request.retries}))
 
 
 def _routing(info: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,8 +180,22 @@ def _routing(info: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in {**found, "priority": info.get("priority")}.items() if value is not None}
 
 
+def trace_of(request: Any) -> dict[str, Any]:
+    """Return the headers that say which trace a request belongs to.
+
+    Args:
+        request: Celery's request context.
+    """
+    return {name: value for name, value in (request.headers or {}).items() if name in _TRACE}
+
+
 def freeze(
-    signature: Any, parent_id: str, root_id: str, deferral_id: str, is_durable: Callable[[Any], bool]
+    signature: Any,
+    parent_id: str,
+    root_id: str,
+    deferral_id: str,
+    is_durable: Callable[[Any], bool],
+    trace: Mapping[str, Any] | None = None,
 ) -> FrozenCall:
     """Freeze a signature: later changes of its arguments, and its ids at every publication, make no difference.
 
@@ -112,6 +205,7 @@ def freeze(
         root_id: The first run of its line.
         deferral_id: The deferral's id.
         is_durable: Tells whether a task object is a durable task.
+        trace: Headers that a durable target takes over: nobody is in that trace any more when it is published.
 
     Raises:
         PayloadError: It isn't a signature, its arguments don't fit the target or can't be written as JSON.
@@ -128,6 +222,8 @@ def freeze(
         if task is not None and is_durable(task):
             args, kwargs = task.contract.check(signature.args, signature.kwargs)
             message = _from_signature(task, signature.options)
+            if trace:
+                message["headers"] = {**trace, **message.get("headers", {})}
             durable, name = True, task.name
         else:
             if task is not None and task.typing:
@@ -142,6 +238,26 @@ def freeze(
         reason = f"deferral {deferral_id!r} of {signature.task} can't be recorded: {error}"
         raise PayloadError(reason) from error
     return FrozenCall(name, durable, child_id, delay, eta, *call)
+
+
+def freeze_as_it_is(signature: Any, child_id: str, root_id: str) -> FrozenCall:
+    """Freeze a plain target that has its ids already.
+
+    Args:
+        signature: A frozen Celery signature.
+        child_id: Its id.
+        root_id: The first run of its line.
+
+    Raises:
+        PayloadError: Its arguments can't be written as JSON.
+    """
+    try:
+        message = json.dumps({"signature": dict(signature), "root_id": root_id})
+        delay, eta = _when(signature.options, signature.app)
+    except (EncodeError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        reason = f"a replacement by {signature.task} can't be recorded: {error}"
+        raise PayloadError(reason) from error
+    return FrozenCall(signature.task, False, child_id, delay, eta, "[]", "{}", message)  # noqa: FBT003 - durable
 
 
 def _target(signature: Any) -> Any:
@@ -164,7 +280,10 @@ def _check_plain(task: Any, signature: Any) -> None:
 
 
 def _from_signature(task: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    given = {**task._get_exec_options(), **options}  # noqa: SLF001 - what Celery's apply_async merges
+    return _given({**task._get_exec_options(), **options})  # noqa: SLF001 - what Celery's apply_async merges
+
+
+def _given(given: Mapping[str, Any]) -> dict[str, Any]:
     message = {name: given[old] for old, name in _FROM_OPTIONS.items() if given.get(old) is not None}
     for name in ("callbacks", "errbacks"):
         if name in message and not isinstance(message[name], list):

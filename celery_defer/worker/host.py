@@ -8,10 +8,12 @@ import weakref
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from celery import states
+from celery.contrib.abortable import ABORTED, AbortableTask
 
 from celery_defer.words import clock
 from celery_defer.words.states import RunState
-from celery_defer.worker import flags
+from celery_defer.worker import chords, flags
+from celery_defer.worker.frozen import with_children
 from celery_defer.worker.heartbeat import Heartbeat
 from celery_defer.worker.publisher import Publisher
 
@@ -28,6 +30,14 @@ logger = logging.getLogger("celery_defer.host")
 
 SLEEPING, WAITING = "SLEEPING", "WAITING"
 _STATES: dict[str, str] = {"sleep": SLEEPING, "retry": states.RETRY}
+# What Celery calls the events of its own states; one of a state of ours is called after that.
+_EVENTS = {
+    states.STARTED: "task-started",
+    states.RETRY: "task-retried",
+    states.SUCCESS: "task-succeeded",
+    states.FAILURE: "task-failed",
+    states.REVOKED: "task-revoked",
+}
 
 
 class Host:
@@ -44,6 +54,7 @@ class Host:
     def __init__(self, app: Any, store: Store, settings: Settings) -> None:
         self.app, self.store, self.settings = app, store, settings
         self._inherited: list[Any] = []
+        self._hostname: str | None = None
         self._open()
         Host.opened.add(self)
 
@@ -75,12 +86,22 @@ class Host:
         if outgoing.plain:
             self.heartbeat.note("plain", self.publisher.plain(outgoing.plain))
 
+    def refusal(self, execution: Execution, suspension: Suspend) -> Exception | None:
+        """Return why a run can't be suspended for so long, None if it can."""
+        task, request = execution.handle
+        rest = request.chord or request.chain  # nobody else waits for it
+        return chords.refusal(task.backend, execution.row, suspension) if rest else None
+
     def suspending(self, execution: Execution, suspension: Suspend) -> None:
         """Tell Celery's result backend and events of a suspension that is about to be committed (I3)."""
         task, request = execution.handle
+        if request.children:
+            row = execution.row
+            args, kwargs, message = suspension.call or (row["args"], row["kwargs"], row["message"])
+            suspension.call = args, kwargs, with_children(message, request.children)
         state = _STATES.get(suspension.waiting_for, WAITING)
         try:
-            if not task.ignored(request):
+            if not task.ignored(request) and not _aborted(task, request):
                 if state == states.RETRY:
                     trace = (suspension.error or {}).get("traceback")
                     task.backend.mark_as_retry(request.id, suspension.cause, trace, request=request)
@@ -94,14 +115,19 @@ class Host:
         else:
             self.tell(task, request, f"task-{state.lower()}")
 
-    def resumed(self, execution: Execution) -> None:
-        """Tell Celery that a run goes on; its own events don't take a run out of a custom state."""
-        task, request = execution.handle
-        self._write_started(task, request)
+    def begun(self, execution: Execution) -> None:
+        """Tell Celery that an execution begins.
 
-    def _write_started(self, task: Any, request: Any) -> None:
+        The event is sent by whoever sends the events of suspensions, so that it can't come after them. Celery's own
+        doesn't take a run out of a custom state: one that goes on names the state.
+        """
+        task, request = execution.handle
+        self._hostname = request.hostname
+        if execution.fence.epoch == 1:
+            self.tell(task, request, "task-started")
+            return
         try:
-            if not task.ignored(request):
+            if not task.ignored(request) and not _aborted(task, request):
                 meta = {"pid": os.getpid(), "hostname": request.hostname}
                 task.backend.store_result(request.id, meta, states.STARTED, request=request)
         except Exception:
@@ -117,8 +143,12 @@ class Host:
                     row = self.store.runs.look(connection, run_id)
                 if row is None or row["task"] not in self.app.tasks or celery_state(row) == written:
                     return
-                self.app.tasks[row["task"]].restate(row)
+                task = self.app.tasks[row["task"]]
+                task.restate(row)
                 written = celery_state(row)  # and look again: the run may have moved meanwhile
+                if flags.events() and task.send_events:
+                    kind = _EVENTS.get(written, f"task-{written.lower()}")
+                    self.publisher.event(kind, uuid=run_id, hostname=self._hostname, state=written)
         except Exception:
             logger.exception("Celery's state of a run was not written anew", extra={"run_id": run_id})
 
@@ -132,6 +162,11 @@ class Host:
         seconds = (wake_at - clock.utcnow()).total_seconds() if delay is None else delay
         if seconds <= 2 * self.settings.sweep_interval:
             self.heartbeat.wake_in(max(0.0, seconds), run_id)
+
+
+def _aborted(task: Any, request: Any) -> bool:
+    """Tell whether somebody has asked the run to end, by the state that is the only word of it."""
+    return isinstance(task, AbortableTask) and task.backend.get_state(request.id) == ABORTED
 
 
 def _after_fork() -> None:

@@ -64,6 +64,14 @@ class Publisher:
         """
         return [row["child_id"] for row in rows if self._send(self._plain, row)]
 
+    def expect(self, run_id: str) -> None:
+        """Tell the result backend of a call, as Celery does: RPC declares the caller's reply queue then.
+
+        Args:
+            run_id: The run's id.
+        """
+        self._send(self._expect, run_id)
+
     def event(self, kind: str, **fields: Any) -> None:
         """Send a task event such as ``task-sleeping``."""
         self._send(self._event, kind, fields)
@@ -126,8 +134,12 @@ class Publisher:
         app = self._app
         frozen = json.loads(opened(row["message"]))
         routing = frozen.pop("routing", {})
-        headers = {**frozen.pop("headers", {}), EPOCH: row["epoch"]}
+        custom = frozen.pop("headers", {})
+        # where Celery's apply_async leaves them, and where tracing tools and its own request look for them
+        headers = {"headers": custom, **custom} if custom else {}
+        headers[EPOCH] = row["epoch"]
         stamps = frozen.pop("stamps", {})
+        frozen.pop("children", None)
         expires = frozen.pop("expires", None)
         if row["epoch"] == 0:  # the first delivery only: a resume never expires
             frozen["expires"] = expires
@@ -157,6 +169,9 @@ class Publisher:
         signature.apply_async(
             producer=self._producer, add_to_parent=False, retry=False, confirm_timeout=_TIMEOUT, **links
         )
+
+    def _expect(self, run_id: str) -> None:
+        self._app.backend.on_task_call(self._producer, run_id)
 
     def _event(self, kind: str, fields: dict[str, Any]) -> None:
         if self._dispatcher is None:

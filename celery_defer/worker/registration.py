@@ -9,6 +9,7 @@ from celery.local import Proxy
 
 from celery_defer.errors import ConfigError
 from celery_defer.words.contract import Contract
+from celery_defer.worker.calls import RecordingTask
 from celery_defer.worker.options import parse
 from celery_defer.worker.task import DurableMixin
 
@@ -34,7 +35,7 @@ def adopt(app: Any) -> None:
 
 
 def composed(durable: Any, base: Any) -> Any:
-    """Return the user's base with the mixin in front of it.
+    """Return the user's base with the mixin in front of it, and what records calls behind it.
 
     Args:
         durable: The application's `Durable`.
@@ -49,7 +50,8 @@ def composed(durable: Any, base: Any) -> Any:
         "abstract": True,
         "on_bound": classmethod(_on_bound),
     }
-    return type(name, (DurableMixin, base), attributes)
+    behind = (RecordingTask,) if issubclass(RecordingTask, base) else (base, RecordingTask)
+    return type(name, (DurableMixin, *behind), attributes)
 
 
 def _on_bound(cls: Any, app: Any) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import WorkerLostError
+from celery import states
 from celery.exceptions import TimeLimitExceeded
 from celery.worker import state
 from celery.worker.request import Request
@@ -19,6 +21,7 @@ from celery_defer.engine.ports import Outgoing
 from celery_defer.errors import UnknownRunError
 from celery_defer.words.settings import PUBLISH_GRACE
 from celery_defer.words.states import RunState
+from celery_defer.worker.frozen import REVOKED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,9 +51,10 @@ class DurableRequest(Request):
         error = exc_info.exception
         if isinstance(error, ExceptionWithTraceback):
             error = error.exc
-        cancelled = self._already_cancelled or self._already_revoked
+        if self._already_revoked:
+            return None  # it was killed to end its run
         if isinstance(error, (WorkerLostError, TimeLimitExceeded)) or (
-            isinstance(error, (SystemExit, KeyboardInterrupt)) and not cancelled
+            isinstance(error, (SystemExit, KeyboardInterrupt)) and not self._already_cancelled
         ):
             self._lost(error)
             return None
@@ -63,9 +67,30 @@ class DurableRequest(Request):
         else:
             self._lost(TimeLimitExceeded(timeout))
 
+    def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:  # noqa: FBT001, FBT002 - Celery's
+        """A cold shutdown ends the child; a pool that can't do that lets the run get to its next step (I9)."""
+        with suppress(NotImplementedError):  # on solo it would be raised in the middle of the user's step
+            super().cancel(pool, signal=signal, emit_retry=emit_retry)
+
     def maybe_expire(self) -> bool:
         """Leave it to the child, who knows if the run has begun: then a late copy of its message ends nothing."""
         return False
+
+    def revoked(self) -> bool:
+        """Leave it to the child as well: a copy of a message must not announce an end that the row doesn't have."""
+        # Celery calls this before the pool gets it: what the child tells comes after what is buffered here
+        if self._eventer is not None and any(self._eventer._group_buffer.values()):  # noqa: SLF001 - an empty flush is sent
+            self._eventer.flush()
+        if REVOKED not in self._request_dict:
+            super().revoked()
+        return bool(self._already_revoked)
+
+    def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's
+        """As Celery's, but the child tells of the start; REVOKED is named, else it doesn't replace our own states."""
+        if type == "task-revoked":
+            fields["state"] = states.REVOKED
+        if type != "task-started":
+            super().send_event(type, **fields)
 
     def _lost(self, error: BaseException) -> None:
         if self._settled:  # some pools report a time limit twice
@@ -90,22 +115,37 @@ class DurableRequest(Request):
             _in_loop(self.acknowledge if known else lambda: self.reject(requeue=True))
 
     def _announce_revoked(self, reason: Any, terminated: bool, signum: Any, expired: bool) -> None:  # noqa: FBT001 - Celery's
-        """A worker that discards a message as revoked or expired makes its row cancelled."""
-        super()._announce_revoked(reason, terminated, signum, expired)
-        _in_thread(lambda: self._cancel(terminated=terminated))
+        """End the run of a killed child; the child ends one whose id or stamps were revoked."""
+        if not terminated:
+            self._request_dict[REVOKED] = True
+            return
+        state.task_ready(self)
+        self._already_revoked = True
+        announce = super()._announce_revoked
+        _in_thread(lambda: self._end_terminated(lambda: announce(reason, terminated, signum, expired)))
 
-    def _cancel(self, *, terminated: bool) -> None:
+    def _end_terminated(self, announce: Callable[[], None]) -> None:
+        """Announce the end if this is what ended the run; the child may have done so just before it was killed."""
         host = self._host
         try:
-            if terminated:  # its process is dead, so that it can be ended at once
-                with host.store.autocommit() as connection:
-                    process = process_name(self.worker_pid)
-                    host.store.due.rescue_lost(connection, self.id, process, PUBLISH_GRACE)
-            outgoing = cancel(host.store, self.id, "revoked")
-        except UnknownRunError:
-            return  # no worker has seen it: there is nothing to end
-        host.heartbeat.note("announced", [self.id])  # Celery has just done so
-        host.publish(Outgoing([row for row in outgoing.runs if row["id"] != self.id], outgoing.plain))
+            outgoing = cancel(host.store, self.id, "terminated", process_name(self.worker_pid))
+        except UnknownRunError:  # it was killed before the claim
+            _in_loop(announce)
+            return
+        except Exception:
+            _in_loop(lambda: self.reject(requeue=True))  # the worker that gets it again knows that it is revoked
+            raise
+        others = [row for row in outgoing.runs if row["id"] != self.id]
+        if len(others) == len(outgoing.runs):
+            _in_loop(self.acknowledge)
+            return
+
+        def told() -> None:
+            announce()
+            host.heartbeat.note("announced", [self.id])
+            host.publish(Outgoing(others, outgoing.plain))
+
+        _in_loop(told)
 
 
 def _in_thread(work: Callable[[], None]) -> None:
@@ -119,8 +159,14 @@ def _in_thread(work: Callable[[], None]) -> None:
 
 
 def _in_loop(work: Callable[[], None]) -> None:
+    def run() -> None:
+        try:
+            work()
+        except Exception:  # the loop is the worker's: it must not end
+            logger.exception("a request was not settled: the sweep has its run's end announced")
+
     hub = get_event_loop()
     if hub is None:
-        work()
+        run()
     else:
-        hub.call_soon(work)
+        hub.call_soon(run)

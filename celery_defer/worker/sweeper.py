@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from celery import bootsteps
 
@@ -119,6 +119,8 @@ class SweeperStep(bootsteps.StartStopStep):
     """Runs a sweeper in a worker's main process."""
 
     requires = ("celery.worker.components:Pool",)
+    # those of this process: a test may embed several workers in one
+    _running: ClassVar[set[SweeperStep]] = set()
 
     def __init__(self, worker: Any, **_options: Any) -> None:
         self._sweeper: Sweeper | None = None
@@ -127,10 +129,19 @@ class SweeperStep(bootsteps.StartStopStep):
     def start(self, worker: Any) -> None:
         """Bring the tables up to date and start sweeping."""
         flags.start()
+        self._running.add(self)
         durable = worker.app.durable
         durable.prepare()
         self._sweeper = Sweeper(durable.host)
         self._sweeper.start()
+        worker.wait_for_soft_shutdown = _stopping_first(worker.wait_for_soft_shutdown)
+
+    def close(self, worker: Any) -> None:
+        """Have runs handed over, whatever made the worker stop: not every way of it fires a signal (I9)."""
+        del worker
+        self._running.discard(self)
+        if not self._running:
+            flags.stop()
 
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:
         """Look for dead children every second: Celery's own look every five would cost a run its budget (I9)."""
@@ -146,16 +157,11 @@ class SweeperStep(bootsteps.StartStopStep):
             self._sweeper = None
 
 
-class EventsStep(bootsteps.StartStopStep):
-    """Shows the children whether this worker sends task events."""
+def _stopping_first(wait: Callable[[], None]) -> Callable[[], None]:
+    """Have runs handed over during a soft shutdown; Celery's signal is fired when its time has run out (I9)."""
 
-    requires = ("celery.worker.consumer:Events",)
+    def stop_and_wait() -> None:
+        flags.stop()
+        wait()
 
-    def start(self, consumer: Any) -> None:
-        """Follow the event dispatcher's switch."""
-        dispatcher = consumer.event_dispatcher
-        if dispatcher is None:  # started without gossip, heartbeat and events: there is nobody to tell
-            return
-        dispatcher.on_enabled.add(lambda: flags.send_events(enabled=True))
-        dispatcher.on_disabled.add(lambda: flags.send_events(enabled=False))
-        flags.send_events(enabled=bool(dispatcher.enabled))
+    return stop_and_wait

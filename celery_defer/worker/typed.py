@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from enum import Enum
     from typing import Self
 
@@ -137,7 +137,7 @@ class TaskSignature(Canvas, Protocol[R_co]):
         ...
 
     def apply(self, args: Any = ..., kwargs: Any = ..., **options: Any) -> TaskResult[R_co]:
-        """Call the function here and now."""
+        """Execute a run here and now, waits skipped."""
         ...
 
     def freeze(self, *args: Any, **options: Any) -> TaskResult[R_co]:
@@ -159,7 +159,10 @@ class TaskSignature(Canvas, Protocol[R_co]):
 
 
 class DurableTask(Protocol[P, R_co]):
-    """A durable task: Celery's task, whose calls are checked against the function's signature."""
+    """A durable task: Celery's task, whose calls are checked against the function's signature.
+
+    ``map``, ``starmap`` and ``chunks`` are left out: Celery would call the function outside of any run.
+    """
 
     @property
     def name(self) -> str:
@@ -211,17 +214,8 @@ class DurableTask(Protocol[P, R_co]):
         ...
 
     def apply(self, args: Any = None, kwargs: Any = None, **options: Any) -> TaskResult[R_co]:
-        """Call the function here and now, as Celery's ``apply`` does."""
+        """Execute a run here and now, waits skipped."""
         ...
-
-    def map(self, it: Iterable[Any], /) -> Any:
-        """Make Celery's signature that calls the function for each item."""
-
-    def starmap(self, it: Iterable[Any], /) -> Any:
-        """As `map`, with star arguments."""
-
-    def chunks(self, it: Iterable[Any], n: int, /) -> Any:
-        """Make Celery's signature that calls the function in batches."""
 
     def retry(self, *args: Any, **options: Any) -> Any:
         """Celery's own retry, with its own counter."""

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.worker.harness import Site, add_logs
+from tests.worker.harness import Site
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from celery_defer.testing import EmbeddedServer
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Add the processes' logs to a failure."""
-    report = yield
-    add_logs(item, report)
-    return report
 
 
 @pytest.fixture

@@ -46,6 +46,20 @@ def test_i5_deferred_runs_start_once_when_the_publisher_dies(site: Site) -> None
     assert (site.done(plain), site.done(durable)) == (["plain"], ["durable"])
 
 
+def test_i5_a_replacement_starts_when_the_publisher_dies(server: EmbeddedServer, tmp_path: Path) -> None:
+    """The process dies between a replaced run's end and the publish: the caller gets the replacement's value."""
+    with Site(tmp_path, "sqlite", server.url(0), server.url(1)) as site:
+        site.worker(faults="die-before-publish").wait_ready()
+        result = site.tasks.usage.replaced.delay("durable")
+        until(lambda: site.effects(what="died: before publish"), "the publisher died")
+        row = site.row(result.id)
+        assert row["state"] == "completed"
+        assert row["announced_at"] is not None  # else its own end would be told as well
+        assert site.get(result) == 2
+        assert site.done(result.id) == ["replaced", "died: before publish"]
+        assert len(site.effects(what="value")) == 1
+
+
 def outstanding(site: Site) -> list[str]:
     """Return the plain targets that are still to be published."""
     table = site.durable.store.tables.deferral

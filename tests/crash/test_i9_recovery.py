@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from kombu.connection import Connection
-from kombu.exceptions import OperationalError
 
 from celery_defer import CrashLoopError
 from celery_defer.words import clock
-from tests.services import missing
+from tests.services import RABBIT, rabbit_url
 from tests.worker.harness import Site, timed, until
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.crash, pytest.mark.redis]
 
-RABBIT = os.environ.get("TEST_RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672//")
 # The promise is a lease and 2 s; the rest is for a machine that does other things as well.
 _SLACK = 3.0
 # Celery's prefork pool looks after its children when one ends, which can be a moment too early, and every 5 s.
@@ -147,12 +145,7 @@ def elsewhere(request: pytest.FixtureRequest, server: EmbeddedServer, tmp_path: 
         options = {"data_folder_in": str(folder), "data_folder_out": str(folder), "control_folder": str(tmp_path)}
         site = Site(tmp_path, "sqlite", "filesystem://", server.url(1), broker_transport_options=options)
     else:
-        try:
-            with Connection(RABBIT, connect_timeout=3) as connection:
-                connection.ensure_connection(max_retries=1)
-        except (OSError, OperationalError) as error:
-            missing(f"no RabbitMQ at {RABBIT} (TEST_RABBITMQ_URL): {error!r}")
-        site = Site(tmp_path, "sqlite", RABBIT, server.url(1))
+        site = Site(tmp_path, "sqlite", rabbit_url(), server.url(1))
     with site:
         yield site
     if request.param == "rabbitmq":

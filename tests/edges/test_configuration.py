@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from celery_defer import ConfigError, Durable, PayloadError, SchemaError, shared_durable_task
 from celery_defer.worker import registration
-from tests.services import DATABASES, database_url, drop, new_namespace
+from tests.services import database_url, drop, kinds, new_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -234,9 +234,7 @@ def test_a_broker_elsewhere_with_a_database_is_fine(tmp_path: Path) -> None:
     assert Durable(app).host.store.dialect == "sqlite"
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.postgres if kind != "sqlite" else ()) for kind in DATABASES]
-)
+@pytest.mark.parametrize("kind", kinds())
 def test_two_namespaces_on_one_database_stay_apart(kind: str, tmp_path: Path) -> None:
     """Tables, runs and migrations of one namespace are nothing to the other."""
     url = database_url(kind, tmp_path)

@@ -2,12 +2,40 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from celery_defer.store import Store
+from celery_defer.store.schema import migrate
 from tests.engine.driver import Driver
+from tests.services import SERVERS, database_url, drop, empty, new_namespace
+
+
+@pytest.fixture(scope="session")
+def spaces() -> Iterator[dict[str, str]]:
+    """Namespaces of migrated tables by database: a server's DDL takes longer than most tests."""
+    found: dict[str, str] = {}
+    yield found
+    for kind, namespace in found.items():
+        store = Store(SERVERS[kind][2], namespace)
+        drop(store)
+        store.close()
+
+
+@pytest.fixture
+def store(database: str, spaces: dict[str, str], tmp_path: Path) -> Iterator[Store]:
+    """A store with empty tables; its own, so that it may be broken."""
+    made = Store(database_url(database, tmp_path), spaces.get(database) or new_namespace())
+    if database in spaces:
+        empty(made)
+    else:
+        migrate(made)
+    if database in SERVERS:
+        spaces[database] = made.tables.namespace
+    yield made
+    made.close()
 
 
 @pytest.fixture

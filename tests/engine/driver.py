@@ -368,7 +368,8 @@ class Driver:
     def gone(self) -> Exception:
         """Return the driver's error of a connection that broke."""
         kind: Any = self.store.engine.dialect.loaded_dbapi.OperationalError
-        error: Exception = kind("disk I/O error: server closed the connection unexpectedly")
+        number = [2013] if self.store.dialect == "mysql" else []
+        error: Exception = kind(*number, "disk I/O error: server closed the connection unexpectedly")
         return error
 
 

@@ -11,6 +11,9 @@ from pydantic import BaseModel
 from celery_defer import LimitExceededError, ParentRef, PayloadError, UnknownRunError, current_run, defer, step
 from celery_defer.words import clock
 from tests.engine.driver import CrashError, notes
+from tests.services import EVERY_DATABASE
+
+pytestmark = EVERY_DATABASE
 
 
 class Order(BaseModel):

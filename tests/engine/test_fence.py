@@ -4,12 +4,14 @@ import threading
 from contextlib import suppress
 
 import pytest
-from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from celery_defer import NonRetriableError, StepError, current_run, defer, step
 from celery_defer.words import clock
 from tests.engine.driver import CrashError, execution, notes
+from tests.services import EVERY_DATABASE, waits
+
+pytestmark = EVERY_DATABASE
 
 _DEADLINE = 60.0
 
@@ -217,14 +219,8 @@ def test_take_over_while_the_commit_is_in_flight_wins(driver, move):
         assert claimed["epoch"] == 2
         taken.set()
         assert sent.wait(_DEADLINE)
-        if driver.store.dialect == "postgresql":
-            waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE :like")
-
-            def blocked():
-                with driver.store.autocommit() as other:
-                    return other.execute(waiting, {"like": f"%{row}%"}).scalar_one() > 0
-
-            wait_for(blocked, "the old execution's commit waits for the row")
+        if driver.store.dialect != "sqlite":
+            wait_for(lambda: waits(driver.store, row), "the old execution's commit waits for the row")
     old.join(_DEADLINE)
     assert errors == ["IGNORED"]
     found = driver.row(run_id)

@@ -4,6 +4,7 @@ import pytest
 
 from celery_defer import LimitExceededError, StepError, step
 from tests.engine.driver import notes
+from tests.services import kinds
 
 
 @pytest.mark.parametrize("catch", [False, True])
@@ -119,6 +120,25 @@ def test_return_value_that_is_too_large_fails_the_run(drive):
     run = driver.go(body)
     assert (run.state, run.error["name"], run.result) == ("failed", "LimitExceededError", None)
     assert "returned a value of 202 bytes" in run.error["message"]
+
+
+@pytest.mark.parametrize("database", kinds("mariadb"), indirect=True)
+def test_value_that_the_server_would_not_take_fails_its_step_and_run(drive):
+    """MySQL breaks the connection at a statement longer than max_allowed_packet: what can't fit is never sent."""
+    driver = drive(defer_max_step_bytes=1024**3)
+    largest = driver.store.largest
+    quotes = '"' * (largest // 2 - 1)  # each is two characters as JSON, and four in a statement
+
+    @driver.task
+    def body() -> str:
+        assert step.run("fits", lambda: quotes) == quotes
+        with pytest.raises(StepError, match=f"the limit is {largest} .*max_allowed_packet"):
+            step.run("too-large", lambda: quotes + "x")
+        return "x" * int(largest)
+
+    run = driver.go(body)
+    assert run.state == "failed"
+    assert f"the limit is {largest}" in run.error["message"]
 
 
 def test_results_of_a_run_have_a_limit_together(drive):

@@ -7,6 +7,9 @@ from sqlalchemy import text
 
 from celery_defer import NonRetriableError, StepError, defer, step
 from tests.engine.driver import CrashError, notes
+from tests.services import EVERY_DATABASE
+
+pytestmark = EVERY_DATABASE
 
 
 @pytest.fixture

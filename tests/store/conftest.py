@@ -6,9 +6,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import delete
 
-from tests.services import DATABASES, migrated_store
+from tests.services import empty, kinds, migrated_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,17 +21,20 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
     stores: dict[str, Store] = {}
     with ExitStack() as opened:
 
-        def empty(kind: str) -> Store:
+        def emptied(kind: str) -> Store:
             if kind not in stores:
                 stores[kind] = opened.enter_context(migrated_store(kind, tmp_path_factory.mktemp(kind)))
-            tables = stores[kind].tables
-            with stores[kind].transaction() as connection:
-                for table in tables.metadata.sorted_tables:
-                    if table is not tables.schema:
-                        connection.execute(delete(table))
+            else:
+                empty(stores[kind])
             return stores[kind]
 
-        yield empty
+        yield emptied
+
+
+@pytest.fixture(params=kinds())
+def database(request: pytest.FixtureRequest) -> str:
+    """The kind of database: the same behaviour is asked of each."""
+    return str(request.param)
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def store(database: str, migrated: Callable[[str], Store]) -> Store:
     return migrated(database)
 
 
-@pytest.fixture(params=[pytest.param(kind, marks=pytest.mark.postgres) for kind in DATABASES if kind != "sqlite"])
+@pytest.fixture(params=kinds("postgresql", "mariadb"))
 def server_store(request: pytest.FixtureRequest, migrated: Callable[[str], Store]) -> Store:
     """A store with empty tables on each database that locks rows, which SQLite doesn't."""
     return migrated(request.param)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, select, text, update
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from celery_defer.store.sql import after, now
 from celery_defer.words import clock
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 LEASE = 60.0
 GRACE = 2.0
 MANY = 500
+# What a broken constraint raises; PyMySQL has no class of its own for MariaDB's number of it.
+REFUSED = (IntegrityError, OperationalError)
 # The machine is shared: what takes milliseconds may take seconds.
 PATIENCE = 30.0
 
@@ -154,6 +157,12 @@ def ago(store: Store, seconds: float = 0.0) -> Any:
     """The database's clock, or a moment before it."""
     with store.autocommit() as connection:
         return connection.execute(select(after(-seconds))).scalar_one()
+
+
+def wait_at_most(connection: Connection, seconds: int) -> None:
+    """Let a transaction fail that waits for a lock for longer."""
+    words = "LOCAL statement_timeout" if connection.dialect.name == "postgresql" else "innodb_lock_wait_timeout"
+    connection.execute(text(f"SET {words} = {seconds * 1000 if 'statement' in words else seconds}"))
 
 
 def do(store: Store, deed: Callable[[Connection], Any]) -> Any:

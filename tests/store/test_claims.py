@@ -25,7 +25,7 @@ def _claim(store: Store) -> Fence:
 
 
 def _record(store: Store, fence: Fence, step_id: str) -> None:
-    assert do(store, lambda connection: store.steps.record(connection, fence, record_values(step_id)))
+    assert do(store, lambda connection: store.steps.record(connection, fence, record_values(step_id))) is False
 
 
 def _suspend_and_wake(store: Store, fence: Fence, step_id: str) -> None:
@@ -108,11 +108,15 @@ def test_a_rescue_counts_a_crash_once(store):
 
 
 def test_a_rescue_of_a_lost_process_takes_only_its_runs(store):
-    """Names are compared literally: another process, another host, or a host in other letters loses nothing."""
+    """Names are compared literally: another process, another host, or a host in other letters loses nothing.
+
+    Neither is its run cancelled as that of a killed process.
+    """
     put(store, state="running", owner="Host_1/12/a/0", lease_until=after(LEASE))
     with store.autocommit() as connection:
         for process in ("Host_1/1/", "HostX1/12/", "host_1/12/", "Host%/12/", "Host_1/123/", "other/12/"):
             assert store.due.rescue_lost(connection, "r", process, GRACE) is None, process
+            assert store.runs.cancel_unowned(connection, "r", "{}", GRACE, process) is None, process
         assert store.due.rescue_lost(connection, "other", "Host_1/12/", GRACE) is None
         assert store.due.rescue_lost(connection, "r", "Host_1/12/", GRACE)["crashes"] == 1
 
@@ -221,7 +225,7 @@ def test_an_end_is_written_whole(store):
     with store.autocommit() as connection:
         ended = store.runs.finish(connection, fence, "fail", None, '{"name":"E"}', LEASE)
     found = row(store)
-    assert found == dict(ended)
+    assert ended == "r"
     assert (found["state"], found["result"], found["error"]) == ("failed", None, '{"name":"E"}')
     assert found["finished_at"] is not None
     assert found["publish_at"] > found["finished_at"]

@@ -39,9 +39,7 @@ def keyed(store: Store) -> Iterator[Callable[..., Store]]:
 def _fill(store: Store, run_id: str = "r") -> None:
     """Write the secret through every statement that takes a payload."""
     payload = f'["{SECRET}"]'
-    values = run_values(
-        run_id, state="running", epoch=1, owner="me", args=payload, kwargs=payload, message=payload, event=payload
-    )
+    values = run_values(run_id, state="running", epoch=1, owner="me", args=payload, kwargs=payload, message=payload)
     with store.transaction() as connection:
         store.runs.add_called(connection, values, LEASE)
         claimed = Fence(run_id, 1)
@@ -76,12 +74,13 @@ def _secrets(store: Store, run_id: str = "r") -> list[Any]:
     """What the statements give back of what `_fill` wrote."""
     with store.autocommit() as connection:
         run: Any = store.listing.get(connection, run_id)
+        born: Any = store.listing.get(connection, f"{run_id} child")
         history = store.steps.history(connection, run_id)
         (deferral,) = store.deferrals.abort(connection, run_id, ["d"])
         step: Any = store.steps.find(connection, run_id, "a")
-    columns = ("args", "kwargs", "message", "event", "result", "error")
     return [
-        *(run[column] for column in columns),
+        *(run[column] for column in ("args", "kwargs", "message", "result", "error")),
+        *(born[column] for column in ("args", "kwargs", "message", "event", "error")),
         history[0]["result"],
         history[1]["error"],
         history[3]["error"],

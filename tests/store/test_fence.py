@@ -9,11 +9,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import select
 
 from celery_defer.store import Store
 from celery_defer.store.sql import after, now
 from celery_defer.words.records import Fence
+from tests.services import waits
 from tests.store.rows import (
     GRACE,
     LEASE,
@@ -27,6 +28,7 @@ from tests.store.rows import (
     row,
     rows,
     run_values,
+    wait_at_most,
     wait_until,
 )
 
@@ -90,7 +92,7 @@ def test_a_write_waits_for_a_take_over_that_is_rolled_back_and_then_lands(store)
         store.runs.claim(claimer, "r", old.epoch, "thief", 4, LEASE)
         answer = threads.write(lambda connection: store.steps.record(connection, old, record_values()))
         claimer.rollback()
-    assert answer.result() == (False, True)
+    assert answer.result() is False
     assert [found["epoch"] for found in rows(store, store.tables.step)] == [old.epoch]
 
 
@@ -98,7 +100,7 @@ def test_a_take_over_waits_for_an_uncommitted_record_and_then_loads_it(store):
     """A record that is in flight when the lease runs out is known to the next execution: its body isn't run again."""
     old = put(store, state="running")
     with _held(store) as (writer, threads):
-        assert store.steps.record(writer, old, record_values()) == (False, True)
+        assert store.steps.record(writer, old, record_values()) is False
         answer = threads.write(lambda connection: store.runs.claim(connection, "r", old.epoch, "next", 4, LEASE))
     assert answer.result()["epoch"] == old.epoch + 1
     with store.autocommit() as connection:
@@ -109,7 +111,7 @@ def test_a_record_in_flight_at_a_take_over_begins_the_count_of_crashes_anew(stor
     """The claim may have counted before the record was to be seen; counted again, it is the first crash since."""
     old = put(store, state="running", crashes=7)
     with _held(store) as (writer, threads):
-        assert store.steps.record(writer, old, record_values()) == (False, True)
+        assert store.steps.record(writer, old, record_values()) is False
         answer = threads.write(lambda connection: store.runs.claim(connection, "r", old.epoch, "next", 4, LEASE))
     claimed = answer.result()
     fence = Fence("r", claimed["epoch"])
@@ -154,12 +156,10 @@ def test_the_heartbeat_skips_a_locked_run_and_takes_the_others(server_store):
     """One long transaction costs neither the heartbeat a wait nor the process's other runs their leases."""
     store = server_store
     fences = [put(store, run_id, "running") for run_id in ("r", "other")]
-    with store.transaction() as holder:
+    with store.transaction() as holder, store.transaction() as connection:
         store.runs.claim(holder, "r", 3, "thief", 4, LEASE)
-        with store.autocommit() as connection:
-            connection.execute(text("SET statement_timeout = '20s'"))
-            assert [found["id"] for found in store.due.renew(connection, fences, LEASE)] == ["other"]
-            connection.execute(text("SET statement_timeout = 0"))
+        wait_at_most(connection, 20)
+        assert [found["id"] for found in store.due.renew(connection, fences, LEASE)] == ["other"]
 
 
 @pytest.mark.parametrize("duty", ["rescue", "publishable", "announceable"])
@@ -171,7 +171,7 @@ def test_two_sweepers_do_not_wait_for_each_other(server_store, duty):
         put(store, run_id, state)
     take = getattr(store.due, duty)
     with store.transaction() as first, store.transaction() as second:
-        second.execute(text("SET LOCAL statement_timeout = '20s'"))
+        wait_at_most(second, 20)
         taken = [found["id"] for found in take(first, GRACE, 1)]
         assert len(taken) == 1
         assert {found["id"] for found in take(second, GRACE, 5)} == {"a", "b"} - set(taken)
@@ -245,14 +245,9 @@ class _Threads:
         return future
 
     def _waits(self) -> bool:
-        if self._store.dialect != "postgresql":
+        if self._store.dialect == "sqlite":
             return True  # one writer at a time: it can't have begun while the other's transaction is open
-        query = text(
-            "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid)"
-            " WHERE NOT l.granted AND a.query LIKE :about"
-        )
-        with self._store.autocommit() as connection:
-            return bool(connection.execute(query, {"about": f"%{self._store.tables.run.name}%"}).scalar())
+        return waits(self._store, self._store.tables.run.name)
 
 
 @contextmanager

@@ -95,3 +95,14 @@ def test_deferred_runs_are_hidden_unless_asked_for(store):
     put(store, "deferred", trigger="deferral", parent_id="parent")
     assert _ids(_page(store)) == ["parent"]
     assert _ids(_page(store, include_deferred=True)) == ["deferred", "parent"]
+
+
+def test_live_runs_are_listed_by_id_with_their_messages(store):
+    """Runs that are over aren't among them, and each page begins behind the last id of the one before."""
+    for number, state in enumerate(("pending", "running", "waiting", "completed", "failed", "cancelled")):
+        put(store, f"r{number}", state, message=f'{{"shadow": "{number}"}}')
+    with store.autocommit() as connection:
+        first = store.listing.live(connection, "", 2)
+        second = store.listing.live(connection, first[-1][0], 2)
+    assert first == [("r0", '{"shadow": "0"}'), ("r1", '{"shadow": "1"}')]
+    assert second == [("r2", '{"shadow": "2"}')]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from sqlalchemy.exc import IntegrityError
 
 from celery_defer.store.sql import after
 from celery_defer.words.states import DEFERRAL, RUN, When, sources
-from tests.store.rows import GRACE, LEASE, MANY, change, do, everything, put, put_deferral, row, rows
+from tests.store.rows import GRACE, LEASE, MANY, REFUSED, change, do, everything, put, put_deferral, row, rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +49,11 @@ STATEMENTS = {
         "cancel",
         lambda store, c, f: store.runs.cancel_unowned(c, f.run_id, "{}", GRACE),
         given=(("cancel_requested", True),),
+    ),
+    "cancel of a killed process's run": Statement(
+        "cancel",
+        lambda store, c, f: store.runs.cancel_unowned(c, f.run_id, "{}", GRACE, "host/1/"),
+        given=(("owner", "host/1/a/0"), ("lease_until", after(LEASE))),
     ),
     "rescue": Statement(
         "rescue", lambda store, c, f: store.due.rescue(c, GRACE, MANY), given=(("lease_until", after(-1.0)),)
@@ -184,6 +188,6 @@ def test_the_database_refuses_a_run_that_cannot_be(store, wrong):
     """Unknown words, a wait without a reason and an end without its time break a CHECK constraint."""
     put(store)
     before = everything(store)
-    with pytest.raises(IntegrityError):
+    with pytest.raises(REFUSED, match=r"(?i)constraint"):
         change(store, **wrong)
     assert everything(store) == before

@@ -36,7 +36,7 @@ from typing_extensions import TypedDict
 
 from celery_defer.errors import PayloadError
 from celery_defer.words.codec import PLAIN, codec_for, plain, result_codec
-from celery_defer.words.refusal import short
+from tests.unit.labels import label
 
 if TYPE_CHECKING:
     from pathlib import Path as Missing
@@ -245,7 +245,7 @@ class TestPlain:
             ({1, 2}, "a value of type set"),
             (Opaque, "a value of type type"),
         ],
-        ids=short,
+        ids=label,
     )
     def test_the_rest_is_refused(self, value, culprit):
         """What isn't JSON is refused with its type, its place and the cure."""
@@ -318,7 +318,7 @@ class TestTyped:
             (tuple[int, ...], [1, 2], (1, 2)),
             (Hex, 255, 255),
         ],
-        ids=short,
+        ids=label,
     )
     def test_examples_come_back(self, annotation, value, expected):
         """Each kind of annotation gives back what it says."""
@@ -363,7 +363,7 @@ class TestTyped:
             (list[Point], [Point(1, math.nan)]),
             (Box[float | None], Box[float | None](content=math.nan)),
         ],
-        ids=short,
+        ids=label,
     )
     def test_numbers_that_json_lacks_are_refused(self, annotation, value):
         """NaN and infinity, which pydantic would write as null, are refused at any depth."""
@@ -384,7 +384,7 @@ class TestTyped:
         assert through(dict[str, Any], value) == value
 
     @pytest.mark.parametrize("annotation", [Note, list[Note], Note | None, dict[str, Note]])
-    @pytest.mark.parametrize("value", [User(id=1), Person(name="Ada"), Point(1)], ids=short)
+    @pytest.mark.parametrize("value", [User(id=1), Person(name="Ada"), Point(1)], ids=label)
     def test_another_object_is_not_projected(self, annotation, value):
         """An object of another class in a model's place is refused, not read as a model of defaults."""
         held = {list[Note]: [value], dict[str, Note]: {"a": value}}.get(annotation, value)
@@ -416,7 +416,7 @@ class TestTyped:
             (Decimal, Decimal("NaN"), ["Decimal", "finite number"]),
             (dict[str, Any], {"a": Opaque()}, ["dict[str, Any]", "Opaque"]),
         ],
-        ids=short,
+        ids=label,
     )
     def test_what_does_not_fit_is_refused(self, annotation, value, words):
         """A value that doesn't fit raises PayloadError with the annotation and pydantic's first problems, in short."""
@@ -602,7 +602,7 @@ class TestFunctions:
             (dict, dict),
             (_later, list[DefinedBelow]),
         ],
-        ids=short,
+        ids=label,
     )
     def test_callables_are_looked_through(self, fn, annotation):
         """Methods, partials, wrappers, callable objects and classes give the codec of what they return, every time."""
@@ -612,7 +612,7 @@ class TestFunctions:
     @pytest.mark.parametrize(
         "fn",
         [_bare, lambda: 1, len, "".join, _fetches(_bare), functools.partial(_bare), AnswersAll(), math.sqrt],
-        ids=short,
+        ids=label,
     )
     def test_without_annotation_it_is_plain(self, fn):
         """Functions without a return annotation, and builtins, are plain."""

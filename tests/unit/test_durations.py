@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_defer.words.durations import moment, retry_after, seconds
-from celery_defer.words.refusal import short
+from tests.unit.labels import label
 
 NINE = datetime(2026, 3, 1, 9, tzinfo=UTC)
 UNITS = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
@@ -70,7 +70,7 @@ def test_durations_become_seconds(value, expected):
         [90],
         b"90s",
     ],
-    ids=short,
+    ids=label,
 )
 def test_what_is_no_duration_is_refused(value):
     """Whatever isn't a duration raises ValueError, which says what was found and what would do."""

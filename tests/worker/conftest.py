@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.services import DATABASES
-from tests.worker.harness import Process, Site, add_logs
+from tests.services import kinds
+from tests.worker.harness import Process, Site
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Iterator
 
     from celery_defer.testing import EmbeddedServer
 
-_KINDS = [pytest.param(kind, marks=pytest.mark.postgres if kind == "postgresql" else ()) for kind in DATABASES]
 
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Add the processes' logs to a failure."""
-    report = yield
-    add_logs(item, report)
-    return report
-
-
-@pytest.fixture(scope="module", params=_KINDS)
+@pytest.fixture(scope="module", params=kinds("sqlite", "postgresql"))
 def site(
     request: pytest.FixtureRequest, server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:

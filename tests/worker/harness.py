@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -20,7 +22,7 @@ from celery_defer.words import clock
 from tests.services import database_url, drop, new_namespace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from types import ModuleType, TracebackType
 
 ROOT = Path(__file__).parent.parent.parent
@@ -65,10 +67,11 @@ class Process:
 
     def __init__(self, name: str, arguments: list[str], environment: dict[str, str], folder: Path, ready: str) -> None:
         self.name, self._ready = name, ready
+        application = environment["TEST_APP"]
         self.log = folder / f"{name}.log"
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", APP, *arguments],
+                [sys.executable, "-m", "celery", "-A", application, *arguments],
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -127,6 +130,10 @@ class Process:
         """Ask it to end, without waiting for that."""
         self._process.terminate()
 
+    def signal(self, number: int) -> None:
+        """Send a signal to the main process alone."""
+        self._process.send_signal(number)
+
     def stop(self) -> None:
         """Ask it to end and wait for that."""
         if self.alive:
@@ -155,14 +162,15 @@ class Site:
         folder: Empty, of this site alone.
         database: A kind of database.
         broker: Its URL.
-        backend: The URL of the result backend.
-        conf: Further settings of the application.
+        backend: The URL of the result backend, None for none.
+        conf: Further settings of the application; ``app``: another application than the usual.
     """
 
-    def __init__(self, folder: Path, database: str, broker: str, backend: str, **conf: Any) -> None:
+    def __init__(self, folder: Path, database: str, broker: str, backend: str | None, **conf: Any) -> None:
         self.folder = folder
         self.name = new_namespace()
         self.database = database
+        self._application = conf.pop("app", APP)
         redis = {"global_keyprefix": f"{self.name}:"} if broker.startswith("redis") else {}
         transport = {**redis, **conf.pop("broker_transport_options", {})}
         self.conf = {
@@ -186,7 +194,8 @@ class Site:
     def tasks(self) -> Any:
         """The test's own import of the application: its tasks, ``app`` and ``durable``."""
         if self._module is None:
-            spec = importlib.util.spec_from_file_location(APP, ROOT / "tests" / "worker" / "tasks_app.py")
+            path = ROOT.joinpath(*self._application.split(".")).with_suffix(".py")
+            spec = importlib.util.spec_from_file_location(self._application, path)
             assert spec is not None
             assert spec.loader is not None
             self._module = importlib.util.module_from_spec(spec)
@@ -220,30 +229,75 @@ class Site:
     # -- processes
 
     def worker(
-        self, name: str = "worker", *, pool: str = "prefork", concurrency: int = 1, faults: str = "", queues: str = ""
+        self,
+        name: str = "worker",
+        *arguments: str,
+        pool: str = "prefork",
+        concurrency: int = 1,
+        faults: str = "",
+        queues: str = "",
+        more: Sequence[str] = ("--without-heartbeat",),
+        **conf: Any,
     ) -> Process:
-        """Start a worker; it is up after `Process.wait_ready`."""
+        """Start a worker; it is up after `Process.wait_ready`.
+
+        Args:
+            name: Of its log and of its node.
+            arguments: More of Celery's options.
+            pool: Celery's pool.
+            concurrency: Of the pool.
+            faults: What it was told to do wrong.
+            more: Celery's options that are usual here.
+            queues: What it consumes, the site's queue if empty.
+            conf: Settings of this process alone.
+        """
         options = ["-P", pool, "-c", str(concurrency), "-n", f"{name}@{self.name}", "-l", "INFO"]
-        options += ["-Q", queues or self.name, "--without-gossip", "--without-mingle", "--without-heartbeat"]
-        return self._start(name, ["worker", *options], faults, " ready.")
+        options += ["-Q", queues or self.name, "--without-gossip", "--without-mingle", *more]
+        return self._start(name, ["worker", *options, *arguments], self._environment(faults, conf), " ready.")
+
+    def flower(self) -> Process:
+        """Start a Flower that listens on ``flower.sock`` in the folder; it is up after `Process.wait_ready`."""
+        options = [f"--unix-socket={self.folder / 'flower.sock'}", "--logging=info"]
+        return self._start("flower", ["flower", *options], self._environment(""), "Registered tasks")
+
+    def other(self, name: str, arguments: list[str]) -> Process:
+        """Start a celery command that ends by itself."""
+        return self._start(name, arguments, self._environment(""), "")
+
+    def flower_says(self, path: str) -> Any:
+        """Return what Flower's HTTP API answers, None if it knows nothing of that or doesn't listen yet."""
+        connection = http.client.HTTPConnection("flower", timeout=PATIENCE)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        try:
+            connection.sock.connect(str(self.folder / "flower.sock"))
+            connection.request("GET", path)
+            response = connection.getresponse()
+            body = response.read()
+        except (FileNotFoundError, ConnectionRefusedError):  # it logs that it is up before it listens
+            return None
+        finally:
+            connection.close()
+        return json.loads(body) if response.status == http.HTTPStatus.OK else None
 
     def beat(self, name: str = "beat") -> Process:
         """Start a beat."""
         options = ["-l", "INFO", "-s", str(self.folder / f"{name}-schedule"), "--pidfile="]
-        return self._start(name, ["beat", *options], "", "beat: Starting...")
+        return self._start(name, ["beat", *options], self._environment(""), "beat: Starting...")
 
-    def _start(self, name: str, arguments: list[str], faults: str, ready: str) -> Process:
+    def _start(self, name: str, arguments: list[str], environment: dict[str, str], ready: str) -> Process:
         assert self.durable is not None  # the tables are there before anybody looks
         name = f"{name}{len(self.processes)}"
-        process = Process(name, arguments, {**os.environ, **self._environment(faults)}, self.folder, ready)
+        process = Process(name, arguments, {**os.environ, **environment}, self.folder, ready)
         self.processes.append(process)
         return process
 
-    def _environment(self, faults: str) -> dict[str, str]:
+    def _environment(self, faults: str, conf: dict[str, Any] | None = None) -> dict[str, str]:
         return {
+            "TEST_APP": self._application,
             "TEST_APP_FOLDER": str(self.folder),
-            "TEST_APP_CONF": json.dumps(self.conf),
+            "TEST_APP_CONF": json.dumps({**self.conf, **(conf or {})}),
             "TEST_APP_FAULTS": faults,
+            "FLOWER_UNAUTHENTICATED_API": "true",
         }
 
     def process_of(self, pid: int) -> Process:

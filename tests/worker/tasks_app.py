@@ -11,24 +11,43 @@ import json
 import os
 import signal
 import threading
+import uuid
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from celery import Celery, signals
 from celery.backends.redis import RedisBackend
+from kombu.transport import filesystem
+from kombu.utils.encoding import str_to_bytes
+from kombu.utils.json import dumps
 from sqlalchemy import Connection, Engine, event, text
 
 from celery_defer import Durable, current_run, defer, step
 from celery_defer.engine.current import executing
+from celery_defer.errors import RetryAfterError
 from celery_defer.store.deferrals import Deferrals
+from celery_defer.store.direct import Direct
 from celery_defer.store.due import Due
 from celery_defer.words import clock
+from celery_defer.worker import flags
 from celery_defer.worker.publisher import Publisher
 from celery_defer.worker.sweeper import SweeperStep
 from celery_defer.worker.task import DurableMixin
+from tests.worker import canvas_tasks, usage_tasks
 
 FOLDER = Path(os.environ["TEST_APP_FOLDER"])
+
+
+def _put_whole(channel: filesystem.Channel, queue: str, payload: Any, **_options: Any) -> None:
+    """Show a message when all of it is there: kombu lets a consumer read the file that it has just made, empty."""
+    name = f"{round(clock.monotonic() * 1000)}_{uuid.uuid4()}.{queue}.msg"
+    made = Path(channel.data_folder_out) / f"{name}.part"
+    made.write_bytes(str_to_bytes(dumps(payload)))
+    made.rename(made.with_suffix(""))
+
+
+filesystem.Channel._put = _put_whole  # type: ignore[assignment,method-assign]
 FAULTS = os.environ.get("TEST_APP_FAULTS", "").split()
 # A gate that no test opens must not leave a process behind, in seconds.
 _PATIENCE = 90.0
@@ -96,6 +115,12 @@ def note_value(value: Any, what: str) -> Any:
     return value
 
 
+@plain_task(name="launch")
+def launch(task: str, *args: Any) -> str:
+    """Call another task from within a task."""
+    return str(app.tasks[task].delay(*args).id)
+
+
 # --- durable tasks
 
 
@@ -155,15 +180,30 @@ def nap_between(count: int) -> int:
 
 
 @durable_task(name="deadly", retries=2)
-def deadly() -> None:
-    """Kill the process in a step, each time."""
+def deadly(exits: bool = False) -> None:
+    """End the process in a step, each time: killed, or by its own exit."""
 
     def body() -> None:
         effect("body")
+        if exits:
+            os._exit(1)
         os.kill(os.getpid(), signal.SIGKILL)
 
     step.run("before", effect, "before")
     step.run("deadly", body)
+
+
+@durable_task(name="stays", retries=1, retry_backoff=0.1)
+def stays(in_a_step: bool) -> str:
+    """Take longer than any limit, in a step or between two."""
+    step.run("before", effect, "before")
+    return step.run("stay", _stay) if in_a_step else _stay()
+
+
+def _stay() -> str:
+    effect("stay")
+    clock.sleep(_PATIENCE)
+    return "stayed"
 
 
 @durable_task(name="broken", retries=0)
@@ -171,6 +211,47 @@ def broken() -> None:
     """Fail at once."""
     effect("broken")
     reason = "this one always fails"
+    raise ValueError(reason)
+
+
+@durable_task(name="stumbles", retries=3, bind=True)
+def stumbles(self: Any, where: str, pause: float) -> str:
+    """Fail once, in a step, in the body, or by Celery's own retry; then go on after a pause."""
+    if where == "step":
+        return step.run("work", _stumble, pause)
+    if where == "body" and once(f"stumbled-{current_run.id}"):
+        reason = "the first go fails"
+        raise RetryAfterError(reason, pause)
+    if where == "again" and self.request.retries == 0:
+        raise self.retry(countdown=pause)
+    return effect("stumbled")
+
+
+def _stumble(pause: float) -> str:
+    if current_run.attempt == 0:
+        reason = "the first attempt fails"
+        raise RetryAfterError(reason, pause)
+    return effect("stumbled")
+
+
+@durable_task(name="torn")
+def torn() -> str:
+    """Stand still in a step that works for the first process that leaves it, and fails for the next."""
+
+    def body() -> str:
+        hold("held")
+        if not once(f"torn-{current_run.id}"):
+            reason = "another process was quicker"
+            raise ValueError(reason)
+        return effect("left")
+
+    return step.run("body", body)
+
+
+@durable_task(name="hopeless", retries=1, retry_backoff=0.05)
+def hopeless() -> None:
+    """Fail in the body, twice."""
+    reason = "this one fails again"
     raise ValueError(reason)
 
 
@@ -213,6 +294,23 @@ def _flaky() -> None:
         raise ValueError(reason)
 
 
+@durable_task(name="story", retry_backoff=0.1)
+def story() -> list[str]:
+    """Take a step, sleep, fail once in the next step, and defer a run."""
+    one = step.run("one", effect, "one")
+    defer("child", child.si("child"))
+    step.sleep("nap", 0.1)
+    return [one, step.run("two", _two)]
+
+
+def _two() -> str:
+    effect("try")
+    if current_run.attempt == 0:
+        reason = "the first attempt fails"
+        raise ValueError(reason)
+    return "two"
+
+
 @durable_task(name="asks")
 def asks(targets: dict[str, Any], held: bool = False) -> str:
     """Defer signatures that came as plain data."""
@@ -230,6 +328,10 @@ def changes() -> None:
     payload = {"total": 1}
     defer("plain", note_value.si(payload, "snapshot"))
     payload["total"] = 2
+
+
+pairs = canvas_tasks.pairs(app, durable, effect)
+usage = usage_tasks.usage(app, durable, effect, hold, once)
 
 
 # --- faults
@@ -285,10 +387,18 @@ def _no_outbox() -> None:
 
 
 def _count_statements() -> None:
-    main = threading.main_thread()
+    main, first = threading.main_thread(), Direct.first
+
+    def count_direct(self: Direct, connection: Any, values: Any) -> Any:
+        found = first(self, connection, values)
+        assert self._compiled is not None
+        count(connection, None, self._compiled.text)
+        return found
+
+    Direct.first = count_direct  # type: ignore[method-assign]
 
     @event.listens_for(Engine, "before_cursor_execute")
-    def _(connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+    def count(connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
         if threading.current_thread() is main:
             driver = connection.connection.dbapi_connection
             alone = not driver.in_transaction if connection.dialect.name == "sqlite" else driver.autocommit
@@ -305,6 +415,47 @@ def _tell_postrun() -> None:
     signals.task_postrun.connect(lambda **_: effect("postrun"), weak=False)
 
 
+def _tell_stopping() -> None:
+    stop = flags.stop
+
+    def told() -> None:
+        stop()
+        effect("stopping")
+
+    flags.stop = told
+
+
+def _tell_signals() -> None:
+    def tell(name: str, find: Any) -> None:
+        def told(sender: Any = None, **given: Any) -> None:
+            effect("signal", run=find(given), name=name, state=given.get("state"), terminated=given.get("terminated"))
+
+        getattr(signals, name).connect(told, weak=False)
+
+    for name in ("task_prerun", "task_postrun", "task_failure", "task_internal_error"):
+        tell(name, lambda given: given["task_id"])
+    for name in ("task_received", "task_retry", "task_revoked"):
+        tell(name, lambda given: given["request"].id)
+    for name in ("before_task_publish", "after_task_publish"):
+        tell(name, lambda given: given["headers"]["id"])
+    tell("task_success", lambda _given: app.current_task.request.id)
+    tell("task_rejected", lambda _given: None)
+
+
+def _report_to_sentry() -> None:
+    import sentry_sdk  # noqa: PLC0415 - not every test has it
+    from sentry_sdk.transport import Transport  # noqa: PLC0415
+
+    class ToFile(Transport):
+        def capture_envelope(self, envelope: Any) -> None:
+            for item in envelope.items:
+                entry = {"type": item.type, **(item.payload.json or {})}
+                with (FOLDER / "envelopes").open("a") as envelopes:
+                    envelopes.write(json.dumps(entry, default=str) + "\n")
+
+    sentry_sdk.init(dsn="https://key@sentry.invalid/1", transport=ToFile, traces_sample_rate=1.0)
+
+
 _ALL = {
     "die-before-result": _die_before_result,
     "die-before-links": _die_before_links,
@@ -313,6 +464,9 @@ _ALL = {
     "no-outbox": _no_outbox,
     "count-statements": _count_statements,
     "tell-postrun": _tell_postrun,
+    "tell-stopping": _tell_stopping,
+    "tell-signals": _tell_signals,
+    "sentry": _report_to_sentry,
 }
 for fault in FAULTS:
     _ALL[fault]()

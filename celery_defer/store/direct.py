@@ -1,0 +1,125 @@
+"""Statements of the hot path, handed to the driver without SQLAlchemy's execution around them.
+
+They are SQLAlchemy's all the same: built with Core, compiled by the dialect, sent on a connection of the engine, and
+what the driver raises becomes SQLAlchemy's error. Left out is what SQLAlchemy does at each execution (events, looking
+the compiled form up, result objects), which takes longer than SQLite takes to write a step's record.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.exc import DBAPIError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from sqlalchemy import Connection, Delete, Dialect, Insert, Select, Update
+    from sqlalchemy.types import TypeEngine
+
+    Statement = Insert | Update | Delete | Select[Any]
+
+
+class Direct:
+    """A statement that returns one row at most.
+
+    Args:
+        statement: With RETURNING, or a SELECT; its parameters are single values.
+    """
+
+    def __init__(self, statement: Statement) -> None:
+        self._statement = statement
+        self._compiled: _Compiled | None = None
+
+    def first(self, connection: Connection, values: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Execute it.
+
+        Args:
+            connection: The open connection or transaction.
+            values: All parameters that have no value in the statement.
+
+        Returns:
+            The row by column names, or None.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: As SQLAlchemy's own execution.
+        """
+        compiled = self._compiled
+        if compiled is None:
+            compiled = self._compiled = _Compiled(self._statement, connection.dialect)
+        driver: Any = connection.connection.driver_connection
+        parameters, cursor = compiled.parameters(values), None
+        try:
+            cursor = driver.cursor()
+            connection.dialect.do_execute(cursor, compiled.text, parameters)
+            row = cursor.fetchone()
+            cursor.close()
+        except BaseException as error:
+            if cursor is not None:  # the error's traceback keeps it, and with it SQLite's lock
+                with suppress(Exception):
+                    cursor.close()
+            translated = compiled.translated(connection, parameters, error)
+            if translated is None:  # it was left in the middle: nobody is to read that answer later
+                connection.invalidate()
+                raise
+            raise translated from error
+        return None if row is None else compiled.row(row)
+
+
+class _Compiled:
+    """What a dialect makes of a statement, computed once."""
+
+    def __init__(self, statement: Statement, dialect: Dialect) -> None:
+        compiled = statement.compile(dialect=dialect)
+        self.text = str(compiled)
+        self._dialect = dialect
+        self._fixed = {name: value for name, value in compiled.params.items() if value is not None}
+        self._names = compiled.positiontup
+        self._convert = _converters(compiled.binds, dialect)
+        columns = list(statement.exported_columns)
+        self._keys = [str(column.key) for column in columns]
+        readers = [_reader(column.type, dialect) for column in columns]
+        self._read = [(key, read) for key, read in zip(self._keys, readers, strict=True) if read is not None]
+
+    def parameters(self, values: Mapping[str, Any]) -> Any:
+        """Return what the driver takes."""
+        found = {**self._fixed, **values}
+        for name, convert in self._convert:
+            found[name] = convert(found[name])
+        names = self._names
+        return found if names is None else [found[name] for name in names]
+
+    def row(self, row: Any) -> dict[str, Any]:
+        """Return a row as SQLAlchemy would."""
+        found = dict(zip(self._keys, row, strict=True))
+        for key, read in self._read:
+            found[key] = read(found[key])
+        return found
+
+    def translated(self, connection: Connection, parameters: Any, error: Any) -> BaseException | None:
+        """Return the driver's error as SQLAlchemy's, None if it isn't one; a connection that is gone isn't used on."""
+        driver: Any = self._dialect.loaded_dbapi
+        if not isinstance(error, driver.Error):
+            return None
+        gone = self._dialect.is_disconnect(error, connection.connection.driver_connection, None)
+        if gone:
+            connection.invalidate(error)
+        found: BaseException = DBAPIError.instance(
+            self.text, parameters, error, driver.Error, connection_invalidated=gone, dialect=self._dialect
+        )
+        return found
+
+
+def _converters(binds: Mapping[str, Any], dialect: Dialect) -> list[tuple[str, Callable[[Any], Any]]]:
+    found = []
+    for name, bind in binds.items():
+        convert = bind.type.dialect_impl(dialect).bind_processor(dialect)
+        if convert is not None:
+            found.append((name, convert))
+    return found
+
+
+def _reader(kind: TypeEngine[Any], dialect: Dialect) -> Callable[[Any], Any] | None:
+    read: Callable[[Any], Any] | None = kind.dialect_impl(dialect).result_processor(dialect, None)
+    return read

@@ -1,0 +1,248 @@
+"""Runs that are executed at once, in the caller's thread: ``task_always_eager`` and ``.apply()``.
+
+Such a run is executed as by a worker: its steps are recorded, it is suspended, and it is executed again from the
+top, until it is over. Only the time that it waits for is skipped. Its records are in memory and are dropped with it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from celery import signals, states
+from celery._state import _task_stack
+from celery.app.task import Context
+from celery.exceptions import Ignore, TaskRevokedError
+from celery.result import EagerResult, allow_join_result
+from kombu.utils import json
+
+from celery_defer.engine.current import executing, outside
+from celery_defer.engine.delivery import Ended
+from celery_defer.engine.executor import Finished
+from celery_defer.errors import DurableError
+from celery_defer.store.memory import MemoryStore
+from celery_defer.worker.frozen import DEFERRAL, PARENT, thaw_signature
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from celery_defer.engine.control import Suspend
+    from celery_defer.engine.execution import Execution
+    from celery_defer.engine.executor import Left
+    from celery_defer.engine.ports import Outgoing
+    from celery_defer.store import Store
+
+logger = logging.getLogger("celery_defer.eager")
+
+# Generations of deferred runs. A task that defers itself, to be run every day, would never come to an end.
+_DEEPEST = 100
+_TOO_DEEP = "what run %s defers isn't started: it is executed eagerly, and there are %s generations before it"
+_FAILED = "a deferred run of run %s, executed eagerly, could not be started"
+
+# Stores that no run uses now; to make one takes much longer than to clear one.
+_spare: list[MemoryStore] = []
+
+
+@atexit.register
+def _close_spare() -> None:
+    for store in _spare:
+        store.close()
+
+
+class Revoked(Ignore):
+    """A run was cancelled: Celery's tracer knows no such outcome, so `apply` makes it one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """The run that is about to be executed; its epoch is None if it is a call, which has no row yet."""
+
+    host: EagerHost
+    run_id: str
+    epoch: int | None
+
+
+_serving: ContextVar[Serving | None] = ContextVar("celery_defer_serving", default=None)
+
+
+class EagerHost:
+    """Celery's side of one eager run and of the runs that it defers."""
+
+    def __init__(self, durable: Any) -> None:
+        self.app, self.settings = durable.app, durable.settings
+        try:
+            self.store = _spare.pop()
+        except IndexError:
+            self.store = MemoryStore()
+        self.store.theirs = lambda: durable.host.store if durable.config.names_database else None
+        # Up to when time was skipped; later executions don't go back.
+        self._reached = datetime.min.replace(tzinfo=UTC)
+
+    def close(self) -> None:
+        """Drop the records."""
+        if self.store.written:
+            self.store.close()
+        else:
+            self.store.clear()
+            _spare.append(self.store)
+
+    def stopping(self) -> bool:
+        """Tell whether this worker is shutting down: a run that nobody else can go on with doesn't care."""
+        return False
+
+    def publish(self, outgoing: Outgoing) -> None:
+        """Execute what a run defers with ``on="now"``, before it goes on itself."""
+        if outgoing:
+            self.start_deferred(delayed=False)
+
+    def refusal(self, execution: Execution, suspension: Suspend) -> Exception | None:
+        """Refuse nothing: nobody waits."""
+
+    def suspending(self, execution: Execution, suspension: Suspend) -> None:
+        """Tell nobody: there is no time in which anybody could ask."""
+
+    def restate(self, run_id: str) -> None:
+        """Tell nobody."""
+
+    def arm(self, run_id: str, wake_at: datetime, delay: float | None) -> None:
+        """Leave it to `drive`, which wakes the run at once."""
+
+    def drive(
+        self,
+        serving: Serving,
+        receive: Callable[[int | None], Execution | Ended | None],
+        execute: Callable[[Execution], Finished | Left],
+    ) -> Finished | Ended:
+        """Execute a run again and again, until it is over: claim it by its epoch, execute it, skip what it awaits."""
+        epoch = serving.epoch
+        while True:
+            execution = receive(epoch)
+            if execution is None:
+                reason = f"run {serving.run_id}, executed eagerly, has lost its records: did its process fork?"
+                raise DurableError(reason)
+            if isinstance(execution, Ended):
+                return execution
+            execution.claimed_at = max(execution.claimed_at, self._reached)
+            settled = execute(execution)
+            if isinstance(settled, Finished):
+                return settled
+            row = self.store.wake(serving.run_id)
+            if row is not None:
+                self._reached, epoch = max(self._reached, row["wake_at"]), row["epoch"]
+
+    def start_deferred(self, *, delayed: bool) -> None:
+        """Execute deferred runs, and what these defer; none of them raises.
+
+        Args:
+            delayed: Also those with a countdown or an eta.
+        """
+        while (row := self.store.take_deferral(delayed=delayed)) is not None:
+            where = {"run_id": row["run_id"], "deferral_id": row["deferral_id"], "task": row["task"]}
+            with self.store.autocommit() as connection:
+                parent: Any = self.store.runs.look(connection, row["run_id"])
+            if len(json.loads(parent["parents"] or "[]")) >= _DEEPEST:
+                logger.error(_TOO_DEEP, row["run_id"], _DEEPEST, extra=where)
+                continue
+            try:
+                with self._called_by(parent):
+                    self._start(row)
+            except Exception:
+                logger.exception(_FAILED, row["run_id"], extra=where)
+
+    def _start(self, row: Mapping[Any, Any]) -> None:
+        if not row["durable"]:
+            signature, _ = thaw_signature(row["message"], self.app)
+            headers = {**(signature.options.get("headers") or {}), PARENT: row["run_id"], DEFERRAL: row["deferral_id"]}
+            with outside(), allow_join_result():
+                signature.apply(throw=False, headers=headers)
+            return
+        task, message = self.app.tasks[row["task"]], json.loads(row["message"])
+        options = {
+            "task_id": row["child_id"],
+            "link": message.get("callbacks"),
+            "link_error": message.get("errbacks"),
+            "headers": message.get("headers"),
+            "throw": False,
+        }
+        args, kwargs = json.loads(row["args"]), json.loads(row["kwargs"])
+        _serve(Serving(self, row["child_id"], 0), lambda: task.apply(args, kwargs, **options))
+
+    @contextmanager
+    def _called_by(self, parent: Mapping[Any, Any]) -> Iterator[None]:
+        """Have Celery take a run for the one that calls: it finds parent and root there."""
+        task = self.app.tasks[parent["task"]]
+        _task_stack.push(task)
+        task.request_stack.push(Context(id=parent["id"], root_id=parent["root_id"]))
+        try:
+            yield
+        finally:
+            task.request_stack.pop()
+            _task_stack.pop()
+
+
+def apply(task: Any, run_id: str, trace: Callable[[], Any]) -> Any:
+    """Execute a run by Celery's own ``apply``, then the runs that it deferred; return Celery's ``EagerResult``."""
+    serving = _serving.get()
+    if serving is not None and serving.run_id == run_id:  # a deferred run: its host is at it
+        return trace()
+    host, error = EagerHost(task.durable), None
+    result: Any = None
+    try:
+        try:
+            result = _serve(Serving(host, run_id, None), trace)
+        except Exception as raised:  # noqa: BLE001 - raised again, when deferred runs can't see it any more
+            error = raised
+        host.start_deferred(delayed=True)
+    finally:
+        host.close()
+    if error is not None:
+        raise error
+    if isinstance(result.result, Revoked):
+        return EagerResult(run_id, TaskRevokedError(str(result.result)), states.REVOKED, name=task.name)
+    return result
+
+
+def _serve(serving: Serving, trace: Callable[[], Any]) -> Any:
+    token = _serving.set(serving)
+    try:
+        with outside():
+            return trace()
+    finally:
+        _serving.reset(token)
+
+
+def serves(request: Any) -> bool:
+    """Tell whether `apply` has prepared a run for a request."""
+    serving = _serving.get()
+    return serving is not None and serving.run_id == request.id
+
+
+def served(request: Any) -> Serving | None:
+    """Return what `apply` has prepared for a request, once; None if it isn't `apply` that executes it."""
+    serving = _serving.get() if serves(request) else None
+    if serving is not None:
+        _serving.set(None)
+    return serving
+
+
+def revoked(task: Any, request: Any, error: BaseException | None) -> Revoked:
+    """Tell Celery that a run was cancelled, and return what to raise."""
+    if task.store_eager_result and not task.ignored(request):
+        task.backend.mark_as_revoked(request.id, str(error), request=request)
+    signals.task_revoked.send(sender=task, request=request, terminated=False, signum=None, expired=False)
+    return Revoked(str(error))
+
+
+def host_of(run_id: str) -> tuple[EagerHost, Store] | None:
+    """Return the host and the store of the eager run of this context, if a run of that id is there too."""
+    execution = executing.get()
+    if execution is None or not isinstance(execution.host, EagerHost):
+        return None
+    host = execution.host
+    with host.store.autocommit() as connection:
+        return None if host.store.runs.look(connection, run_id) is None else (host, host.store)

@@ -1,0 +1,105 @@
+"""Events and their types."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, dataclass
+from datetime import UTC, datetime
+
+import pytest
+from pydantic import BaseModel
+
+from celery_defer.errors import PayloadError
+from celery_defer.events import Event, EventType
+
+
+class Purchase(BaseModel):
+    user_id: str
+    total: float = 0.0
+
+
+@dataclass
+class Refund:
+    order_id: str
+    at: datetime
+
+
+purchase = EventType("purchase/completed", Purchase)
+
+
+def test_an_event_is_a_fact():
+    """It has a name, data, and what was given with it, and doesn't change."""
+    event = Event("order/created", {"order_id": "A-1"}, id="7", ts="2026-03-01T10:00:00+01:00")
+    assert (event.name, event.data, event.id) == ("order/created", {"order_id": "A-1"}, "7")
+    assert event.ts == datetime(2026, 3, 1, 9, tzinfo=UTC)
+    assert event.plain_data() == {"order_id": "A-1"}
+    with pytest.raises(FrozenInstanceError):
+        event.name = "other"  # type: ignore[misc]
+
+
+def test_plain_data_is_a_copy():
+    """What is sent doesn't change when the sender's dict does."""
+    data = {"lines": [1]}
+    sent = Event("a", data).plain_data()
+    data["lines"].append(2)
+    assert sent == {"lines": [1]}
+
+
+@pytest.mark.parametrize(
+    "name", ["", "x" * 201, "a\0", "\ud800", 7, None], ids=["empty", "long", "nul", "half", "7", "-"]
+)
+def test_a_name_or_an_id_that_cannot_be_stored_is_refused(name):
+    """Both are keys in SQL."""
+    with pytest.raises(PayloadError, match="an event's name"):
+        Event(name, {})
+    with pytest.raises(PayloadError, match="an event's name"):
+        EventType(name, Purchase)
+    if name is not None:
+        with pytest.raises(PayloadError, match="the id of event 'a'"):
+            Event("a", {}, id=name)
+
+
+@pytest.mark.parametrize("ts", ["2026-03-01T10:00:00", datetime(2026, 3, 1), "soon", 12])  # noqa: DTZ001 - naive
+def test_a_time_that_is_no_moment_is_refused(ts):
+    """A naive one could be any hour."""
+    with pytest.raises(PayloadError, match="event 'a' can't have the time"):
+        Event("a", {}, ts=ts)
+
+
+def test_typed_events_hold_their_model():
+    """Models and plain data that fits are taken, and sent as plain data."""
+    event = purchase(Purchase(user_id="u-1"), id="p-1")
+    assert (event.name, event.data, event.id) == ("purchase/completed", Purchase(user_id="u-1"), "p-1")
+    assert event.plain_data() == {"user_id": "u-1", "total": 0.0}
+    assert purchase({"user_id": "u-1"}).data == event.data  # type: ignore[arg-type]
+    assert purchase.build('{"user_id": "u-1"}') == event.data
+
+
+def test_dataclasses_and_times_are_data_as_well():
+    """What JSON has no word for is written as pydantic does."""
+    refund = EventType("refunded", Refund)(Refund("A-1", datetime(2026, 3, 1, tzinfo=UTC)))
+    assert refund.plain_data() == {"order_id": "A-1", "at": "2026-03-01T00:00:00Z"}
+
+
+def test_data_that_does_not_fit_names_the_field():
+    """At the sender, and when recorded data is read."""
+    with pytest.raises(PayloadError, match=r"event 'purchase/completed' can't have this data: .*user_id"):
+        purchase({"total": 1})  # type: ignore[arg-type]
+    with pytest.raises(PayloadError, match="user_id"):
+        purchase.build("{}")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [[1], {"n": float("nan")}, {"n": 2**64}, {"t": "a\0"}, {"o": object()}],
+    ids=["list", "nan", "large", "nul", "object"],
+)
+def test_data_that_cannot_be_sent_is_refused(data):
+    """Before anything is sent."""
+    with pytest.raises(PayloadError):
+        Event("a", data).plain_data()
+
+
+def test_declaring_a_type_makes_its_name_known():
+    """Names that the code declares are recorded, so that a wait can look back."""
+    assert EventType.declared["purchase/completed"] is purchase
+    assert repr(purchase) == "EventType('purchase/completed', Purchase)"

@@ -1,0 +1,1 @@
+"""A small Django project whose Celery application has durable tasks."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast, overlo
 
 from celery import signals
 
+from celery_defer.engine.awaiting import written
 from celery_defer.engine.cancelling import cancel
 from celery_defer.errors import ConfigError, DurableError, UnknownRunError
 from celery_defer.store import schema
@@ -22,13 +23,15 @@ from celery_defer.worker.host import Host
 from celery_defer.worker.reading import RunPage, page_of, run_of
 from celery_defer.worker.registration import adopt, composed, register, shared
 from celery_defer.worker.revoke import ControlStep
+from celery_defer.worker.router import register_router, send, send_in
 from celery_defer.worker.stray import check_publication
 from celery_defer.worker.sweeper import Sweeper, SweeperStep
 from celery_defer.worker.task import after_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from celery_defer.events import Event
     from celery_defer.store import Store
     from celery_defer.words.records import Run
     from celery_defer.words.settings import Settings
@@ -78,6 +81,7 @@ class Durable:
         app.durable = self
         app.steps["worker"].add(SweeperStep)
         app.steps["consumer"].add(ControlStep)
+        register_router(app)
         adopt(app)
 
     @overload
@@ -168,6 +172,7 @@ class Durable:
         else:
             schema.require(self.host.store)
         self._checked = True
+        self.host.declare()
 
     def migrate(self) -> bool:
         """Bring the tables up to date.
@@ -265,6 +270,45 @@ class Durable:
         """
         host, store = self._home(run_id)
         host.publish(cancel(store, run_id))
+
+    def send_event(self, event: Event[Any], session: Any = None) -> str:
+        """Send an event: it starts, wakes and cancels the runs that it concerns.
+
+        Without a session it is as durable as the broker until a router has recorded it.
+
+        Args:
+            event: The event.
+            session: An SQLAlchemy session or connection on the defer database: the event is recorded in its
+                transaction, and routed if that commits.
+
+        Returns:
+            The event's id; a second event with this id within 24 hours does nothing.
+
+        Raises:
+            PayloadError: The data can't be sent, or doesn't fit its `EventType`.
+            kombu.exceptions.OperationalError: The broker can't be reached, and nothing was sent.
+
+        Example:
+            ``durable.send_event(Event("order/created", {"order_id": "A1"}))``
+        """
+        if session is None:
+            return self.send_events([event])[0]
+        return send_in(session, self.host, written(event, self.settings.event_bytes))
+
+    def send_events(self, events: Iterable[Event[Any]]) -> list[str]:
+        """Send events in batches: one message for up to 1,000 of them.
+
+        Args:
+            events: The events, each as for `send_event`.
+
+        Returns:
+            Their ids, in this order.
+
+        Raises:
+            PayloadError: One of them can't be sent; none was.
+            kombu.exceptions.OperationalError: The broker can't be reached; the batches before have been sent.
+        """
+        return send(self.app, [written(event, self.settings.event_bytes) for event in events], self.settings.queue)
 
     def abort(self, run_id: str, deferral_id: str) -> None:
         """Take a deferral back from outside of its run.

@@ -53,6 +53,10 @@ class InvalidExpressionError(DurableError):
     """An ``if_`` expression doesn't compile."""
 
 
+class InvalidArgumentError(DurableError, ValueError):
+    """A call can't be made with this argument; another go would not change that."""
+
+
 class CrashLoopError(DurableError):
     """The run's worker died again and again in the same place.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from asyncio import CancelledError
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery_defer.engine.control import LeaseLost, Suspend
@@ -21,10 +21,11 @@ from celery_defer.errors import (
 from celery_defer.words import clock
 from celery_defer.words.codec import result_codec
 from celery_defer.words.durations import retry_after
+from celery_defer.words.settings import PUBLISH_GRACE
 from celery_defer.words.states import StepKind, StepState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from contextvars import Token
 
     from sqlalchemy import Connection
@@ -87,6 +88,7 @@ class Attempt:
         self._number = len(execution.waits.get(key, ()))
         self._began = clock.monotonic()
         self._mark = execution.deferrals.mark()
+        self._sent: Mapping[str, Mapping[str, Any]] = {}
         execution.on_new_ground = True
 
     def run(self, call: Callable[[], Any]) -> Any:
@@ -111,6 +113,18 @@ class Attempt:
             self._record_failure(unwritable.error, unwritable)
         self._commit(self._row(text, None), Record(StepState.COMPLETED, 0, text, None))
         return value
+
+    def send(self, outbox_id: str, event: Mapping[str, Any]) -> str:
+        """Commit an event and the step's record, which is the event's id.
+
+        Args:
+            outbox_id: What the outbox knows it by; the same at every attempt.
+            event: As plain data.
+        """
+        self._sent = {outbox_id: event}
+        text, value = self._written(event["id"])
+        self._commit(self._row(text, None), Record(StepState.COMPLETED, 0, text, None))
+        return str(value)
 
     def transaction(self, call: Callable[[Connection], Any]) -> Any:
         """As `run`, with the user's writes and the record in one commit.
@@ -231,13 +245,14 @@ class Attempt:
 
         def write() -> bool | None:
             nonlocal published
-            if not execution.deferrals:
+            if not execution.deferrals and not self._sent:
                 with store.autocommit() as connection:
                     return store.steps.record(connection, execution.fence, row)
             with store.transaction() as connection:
                 flag = store.steps.record(connection, execution.fence, row)
                 if flag is not None:
-                    published = execution.deferrals.write(connection, store, None)
+                    published = replace(execution.deferrals.write(connection, store, None), sent=[*self._sent])
+                    store.events.put(connection, self._sent, PUBLISH_GRACE)
                 return flag
 
         cancelled = execution.persist(write)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from celery_defer.engine.lookback import filed
 from celery_defer.engine.failure import describe, dumps
 from celery_defer.engine.offspring import born, dispatch
 from celery_defer.engine.ports import Outgoing
@@ -54,7 +55,14 @@ def cancel(store: Store, run_id: str, reason: str = "cancelled by request", proc
         # it has just moved from running to idle or back: look again
 
 
-def end(connection: Connection, store: Store, run_id: str, reason: str, process: str = "") -> Outgoing | None:
+def end(
+    connection: Connection,
+    store: Store,
+    run_id: str,
+    reason: str,
+    process: str = "",
+    by: tuple[int, str] | None = None,
+) -> Outgoing | None:
     """Cancel a run within a transaction.
 
     Args:
@@ -63,16 +71,21 @@ def end(connection: Connection, store: Store, run_id: str, reason: str, process:
         run_id: Which run.
         reason: Why, for its error.
         process: As for `cancel`.
+        by: The wait for an event that cancels, and the event's key.
 
     Returns:
         What is to be published after the commit; None if the run is over, unknown or just moving.
     """
     error = cancelled_error(run_id, reason)
     row = store.runs.cancel_unowned(connection, run_id, error, PUBLISH_GRACE, process)
+    asked = row is None and store.runs.request_cancel(connection, run_id)
+    if by is not None and (row is not None or asked):
+        store.awaits.end_cancel(connection, *by)
     if row is not None:
+        over = [filed(wait) for wait in store.awaits.close(connection, [run_id])]
         children = born(connection, store, row, dispatch(connection, store, run_id, RunState.CANCELLED))
-        return Outgoing([row, *children.runs], children.plain)
-    return Outgoing() if store.runs.request_cancel(connection, run_id) else None
+        return Outgoing([row, *children.runs], children.plain, over=over)
+    return Outgoing() if asked else None
 
 
 def cancelled_error(run_id: str, reason: str) -> str:

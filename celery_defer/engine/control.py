@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from celery_defer.engine.matching import Awaited
+
 
 class Control(BaseException):
     """The body is left; what becomes of the run is decided at the outermost call."""
@@ -24,6 +26,7 @@ class Suspend(Control):
         cause: The exception itself, for Celery.
         known: The wait is recorded already.
         call: New arguments and message, if Celery's own ``retry()`` changed them.
+        awaited: What event it waits for, if it does.
     """
 
     def __init__(  # noqa: PLR0913 - plain data
@@ -37,10 +40,12 @@ class Suspend(Control):
         cause: BaseException | None = None,
         known: bool = False,
         call: tuple[str, str, str] | None = None,
+        awaited: Awaited | None = None,
     ) -> None:
         super().__init__(waiting_for, key)
         self.waiting_for, self.key, self.attempt, self.wake = waiting_for, key, attempt, wake
         self.error, self.cause, self.known, self.call = error, cause, known, call
+        self.awaited = awaited
 
 
 class LeaseLost(Control):
@@ -48,7 +53,15 @@ class LeaseLost(Control):
 
 
 class Cancelled(Control):
-    """The run is to be cancelled."""
+    """The run is to be cancelled.
+
+    Args:
+        reason: What became of it, and why.
+    """
+
+    def __init__(self, reason: str = "cancelled by request") -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class HandOver(Control):

@@ -6,6 +6,7 @@ import json
 import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery_defer.engine.control import Abort, Cancelled, Control, HandOver, LeaseLost, Suspend
@@ -78,6 +79,7 @@ class Execution:
         self.leaving: Control | None = None
         self.cancelled = bool(row["cancel_requested"])
         self.final = False  # Celery's own retry() gave up: the body isn't repeated
+        self.cancellable = False  # events may cancel it
         self.untold = False  # its end is no news for those who wait for it: another task goes on under its id
         self.event: Callable[[], dict[str, Any]] = dict
         self.handle: Any = None  # what the floor above needs to speak to Celery about this execution
@@ -112,6 +114,22 @@ class Execution:
     def parents(self) -> tuple[ParentRef, ...]:
         """The runs that led to this one by deferring, the nearest first."""
         return tuple(ParentRef(*parent) for parent in json.loads(self.row["parents"] or "[]"))
+
+    def asked_at(self) -> datetime:
+        """Return when the run was asked for: events from then on are its own."""
+        row, store = self.row, self.host.store
+        asked = json.loads(row["message"]).get("called_at")
+        if asked is not None:
+            return min(row["created_at"], datetime.fromisoformat(asked))
+        if row["deferral_id"] is None:
+            created: datetime = row["created_at"]
+            return created
+
+        def find() -> Any:
+            with store.autocommit() as connection:
+                return store.deferrals.asked_at(connection, row["id"])
+
+        return self.persist(find) or row["created_at"]
 
     @property
     def is_replaying(self) -> bool:
@@ -201,7 +219,7 @@ class Execution:
         if self.host.stopping():
             self.leave(HandOver())
         if clock.monotonic() > self.deadline:
-            self._confirm()
+            self.confirm()
         if key not in self._begun and len(self._begun) >= self.host.settings.limits.steps:
             reason = (
                 f"run {self.fence.run_id} has {self.host.settings.limits.steps} steps (defer_max_steps):"
@@ -209,8 +227,11 @@ class Execution:
             )
             self.leave(Abort(LimitExceededError(reason)))
 
-    def _confirm(self) -> None:
-        # In doubt (this process was stopped or starved), SQL says whether the lease is still ours.
+    def confirm(self) -> None:
+        """Have SQL say whether the lease is still ours, and whether the run is to be cancelled.
+
+        In doubt: this process was stopped or starved.
+        """
         store, lease = self.host.store, self.host.settings.lease
         asked_at = clock.monotonic()
 

@@ -7,18 +7,24 @@ commits, then Celery hears of it. So nobody resumes a run whose old execution is
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from celery_defer.engine import steps
+from celery_defer.engine.arming import arm
 from celery_defer.engine.attempt import pause
 from celery_defer.engine.cancelling import cancelled_error
 from celery_defer.engine.control import Abort, Cancelled, Control, HandOver, LeaseLost, Suspend
 from celery_defer.engine.execution import BODY
 from celery_defer.engine.failure import describe, dumps
+from celery_defer.engine.lookback import Open, filed
 from celery_defer.engine.ports import Outgoing
 from celery_defer.errors import (
+    ConfigError,
     CrashLoopError,
+    InvalidArgumentError,
+    InvalidExpressionError,
     LimitExceededError,
     NonRetriableError,
     PayloadError,
@@ -27,16 +33,29 @@ from celery_defer.errors import (
 )
 from celery_defer.words import clock
 from celery_defer.words.settings import PUBLISH_GRACE
-from celery_defer.words.states import RunState
+from celery_defer.words.states import AwaitKind, RunState, WaitingFor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
+
+    from sqlalchemy import Connection
 
     from celery_defer.engine.execution import Execution
     from celery_defer.words.codec import Codec
 
 logger = logging.getLogger("celery_defer.run")
 
+# What another go at the body would raise again.
+_FINAL = (
+    StepError,
+    NonRetriableError,
+    LimitExceededError,
+    PayloadError,
+    InvalidArgumentError,
+    InvalidExpressionError,
+    ConfigError,
+)
 _MOVE = {RunState.COMPLETED: "complete", RunState.FAILED: "fail", RunState.CANCELLED: "cancel"}
 
 
@@ -113,8 +132,8 @@ class _Executor:
                     return self._complete(value)
                 case Suspend():
                     return self._suspend(outcome)
-                case Cancelled():
-                    return self._cancel()
+                case Cancelled(reason=reason):
+                    return self._cancel(reason)
                 case HandOver():
                     return self._hand_over()
                 case LeaseLost():
@@ -123,15 +142,15 @@ class _Executor:
                     return self._fail(error)
                 case _:
                     return self._raised(outcome)
-        except Cancelled:
-            return self._cancel()
+        except Cancelled as cancelled:
+            return self._cancel(cancelled.reason)
         except LeaseLost:
             return self._lost()
 
     def _raised(self, error: Exception) -> Finished | Left:
         execution = self._execution
         policy = execution.policy
-        final = (StepError, NonRetriableError, LimitExceededError, *policy.never)
+        final = (*_FINAL, *policy.never)
         if execution.final or isinstance(error, final) or execution.body_attempt >= policy.retries:
             return self._fail(error)
         try:
@@ -161,14 +180,14 @@ class _Executor:
         outgoing = self._finish(RunState.FAILED, None, dumps(describe(error)))
         return Finished(RunState.FAILED, None, error, outgoing)
 
-    def _cancel(self) -> Finished | Left:
+    def _cancel(self, reason: str) -> Finished | Left:
         run_id = self._execution.fence.run_id
         try:
-            error = cancelled_error(run_id, "cancelled by request")
+            error = cancelled_error(run_id, reason)
             outgoing = self._finish(RunState.CANCELLED, None, error)
         except LeaseLost:
             return self._lost()
-        return Finished(RunState.CANCELLED, None, RunCancelledError(f"run {run_id} was cancelled by request"), outgoing)
+        return Finished(RunState.CANCELLED, None, RunCancelledError(f"run {run_id} was {reason}"), outgoing)
 
     def _finish(self, state: RunState, result: str | None, error: str | None) -> Outgoing:
         """End the run with its deferrals in one transaction (I4); a death after it is made good by the sweep."""
@@ -179,13 +198,16 @@ class _Executor:
 
         def write() -> str | None:
             nonlocal published
-            if not book and not book.recorded and not execution.untold:
+            if not book and not book.recorded and not execution.untold and not execution.cancellable:
                 with store.autocommit() as connection:
                     return store.runs.finish(connection, execution.fence, _MOVE[state], result, error, lease)
             with store.transaction() as connection:
                 ended = store.runs.finish(connection, execution.fence, _MOVE[state], result, error, lease)
                 if ended is not None:
                     published = book.write(connection, store, state)
+                    if execution.cancellable:
+                        over = [filed(wait) for wait in store.awaits.close(connection, [execution.fence.run_id])]
+                        published = replace(published, over=over)
                     if execution.untold:
                         store.due.announced(connection, [execution.fence.run_id])
                 return ended
@@ -202,15 +224,18 @@ class _Executor:
             return self._fail(refusal)
         execution.host.suspending(execution, suspension)
         published, asked_at = Outgoing(), 0.0
+        opened: Open | None = None
 
         def write() -> Any:
-            nonlocal published, asked_at
+            nonlocal published, asked_at, opened
             with store.transaction() as connection:
                 waiting_for = suspension.waiting_for
                 wake_at = store.runs.suspend(connection, execution.fence, waiting_for, suspension.wake)
                 asked_at = clock.monotonic()
                 if wake_at is None:
                     return None
+                if suspension.waiting_for == WaitingFor.EVENT:
+                    opened = _await(connection, execution, suspension, wake_at)
                 if not suspension.known:
                     store.waits.add(connection, execution.fence, _wait(execution, suspension, wake_at))
                 if suspension.call is not None:
@@ -226,9 +251,18 @@ class _Executor:
         execution.deferrals.written()
         execution.publish(published)
         delay = suspension.wake - (clock.monotonic() - asked_at) if isinstance(suspension.wake, float) else None
+        if opened is not None:
+            self._arm(opened)
         if wake_at is not None:  # else the answer of the commit was lost: the sweep wakes the run
             execution.host.arm(execution.fence.run_id, wake_at, delay)
         return Left(suspension)
+
+    def _arm(self, opened: Open) -> None:
+        """Have events find the wait; what fails here is done by the sweep."""
+        try:
+            arm(self._execution.host, [opened])
+        except Exception:
+            logger.exception("a wait for an event isn't armed yet", extra={"run_id": self._execution.fence.run_id})
 
     def _hand_over(self) -> Left:
         """Give the run back; what is buffered is dropped, the body will ask for it again."""
@@ -275,6 +309,30 @@ class _Executor:
 @dataclass(frozen=True, slots=True)
 class _Returned:
     value: Any
+
+
+def _await(connection: Connection, execution: Execution, suspension: Suspend, expires: datetime) -> Open | None:
+    """Commit a wait for an event with the suspension (R1)."""
+    awaits, fence = execution.host.store.awaits, execution.fence
+    awaited = suspension.awaited
+    if awaited is None:
+        awaits.wait_again(connection, fence.run_id, suspension.key, suspension.attempt, fence.epoch)
+        return None
+    known = execution.host.knowledge.current(connection)
+    row = {
+        "kind": str(AwaitKind.WAIT),
+        "run_id": fence.run_id,
+        "step_id": suspension.key,
+        "attempt": suspension.attempt,
+        "position": execution.position,
+        "epoch": fence.epoch,
+        "since": expires - timedelta(seconds=suspension.wake) if awaited.since is None else awaited.since,
+        "expires": expires,
+        "terms": awaited.terms.written(),
+    }
+    keys = awaited.keys(known.secret)
+    wait_id = awaits.add(connection, row, keys)
+    return None if wait_id is None else Open({**row, "id": wait_id}, keys)
 
 
 def _wait(execution: Execution, suspension: Suspend, wake_at: Any) -> dict[str, Any]:

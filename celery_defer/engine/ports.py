@@ -9,9 +9,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
+    from celery_defer.correlation import Filed, Registry
     from celery_defer.engine.control import Suspend
     from celery_defer.engine.execution import Execution
+    from celery_defer.engine.knowledge import Knowledge
+    from celery_defer.engine.routing import Birth
     from celery_defer.store import Store
+    from celery_defer.store.events import RecordedEvent
     from celery_defer.words.settings import Settings
 
 
@@ -42,13 +46,24 @@ class FrozenCall:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """What a commit asks to be published: run rows, and deferral rows of plain targets."""
+    """What a commit asks to be published.
+
+    Attributes:
+        runs: Run rows.
+        plain: Deferral rows of plain targets.
+        sent: Ids of events in the outbox.
+        again: Keys of events that weren't routed in time.
+        over: Waits for events that are over: they leave the registry.
+    """
 
     runs: Sequence[Mapping[Any, Any]] = ()
     plain: Sequence[Mapping[Any, Any]] = ()
+    sent: Sequence[str] = ()
+    again: Sequence[str] = ()
+    over: Sequence[Filed] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.runs or self.plain)
+        return bool(self.runs or self.plain or self.sent or self.again or self.over)
 
 
 class Host(Protocol):
@@ -63,6 +78,27 @@ class Host(Protocol):
     def settings(self) -> Settings:
         """The settings."""
         ...
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """What this process knows of names and shapes."""
+        ...
+
+    @property
+    def registry(self) -> Registry | None:
+        """The index of waits in Redis, if there is one."""
+        ...
+
+    def births(self, event: RecordedEvent) -> Sequence[Birth]:
+        """Return the runs that an event starts.
+
+        Args:
+            event: The event.
+        """
+        ...
+
+    def routed(self, keys: Sequence[str]) -> None:
+        """Note, a little later and for many in one statement, that events have reached everybody."""
 
     def stopping(self) -> bool:
         """Tell whether this worker is shutting down."""

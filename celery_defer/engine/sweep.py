@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from celery_defer.engine.arming import arm_abandoned, rebuild
 from celery_defer.engine.cancelling import cancel
+from celery_defer.engine.claiming import CHUNK, time_out
 from celery_defer.engine.ports import Outgoing
 from celery_defer.words.settings import PUBLISH_GRACE
 
@@ -18,6 +20,8 @@ logger = logging.getLogger("celery_defer.sweep")
 
 # Rows per statement: large enough to drain, small enough not to hold locks for long.
 BATCH = 500
+# A timeout takes a look at the events: fewer at a time, so that sleepers aren't kept waiting.
+TIMEOUTS = 200
 
 
 class Sweep:
@@ -46,7 +50,26 @@ class Sweep:
             due = self._store.due.publishable(connection, PUBLISH_GRACE, BATCH)
             plain = self._store.deferrals.publishable(connection, PUBLISH_GRACE, BATCH)
         self._host.publish(Outgoing(due, plain))
-        return max(len(rows), len(due), len(plain))
+        return max(len(rows), len(due), len(plain), time_out(self._host, TIMEOUTS), self._overdue())
+
+    def _overdue(self) -> int:
+        """Cancel the runs that weren't started or finished in time."""
+        with self._store.autocommit() as connection:
+            unstarted, unfinished = self._store.due.overdue(connection, BATCH)
+        for run_ids, what in ((unstarted, "start"), (unfinished, "finish")):
+            for run_id in run_ids:
+                self._host.publish(cancel(self._store, run_id, f"cancelled: its {what}_timeout is over"))
+        return len(unstarted) + len(unfinished)
+
+    def heal(self) -> int:
+        """Do what routers and waiting runs were kept from: by a death, or while the broker or Redis was away."""
+        lease = self._host.settings.publish_again
+        with self._store.autocommit() as connection:
+            again = self._store.events.reroute(connection, lease, BATCH)
+            left = self._store.events.resend(connection, lease, BATCH)
+        self._host.publish(Outgoing(sent=left, again=again))
+        rebuild(self._host, CHUNK)
+        return max(len(again), len(left), arm_abandoned(self._host, BATCH))
 
     def next_due(self, ahead: float) -> float:
         """Return the seconds until something is due, at most ``ahead``."""
@@ -77,14 +100,17 @@ class Sweep:
         return len(rows)
 
     def prune(self) -> int:
-        """Delete finished runs that are older than the retention; a batch per call."""
+        """Delete finished runs and events that are older than the retention; a batch of each per call."""
+        return self._store.transact(self._prune)
+
+    def _prune(self, connection: Connection) -> int:
+        gone = self._store.once.prune(connection, BATCH)
         retention = self._host.settings.retention
         if retention is None:
-            return 0
-        return self._store.transact(lambda connection: self._prune(connection, retention))
-
-    def _prune(self, connection: Connection, retention: float) -> int:
+            return gone
+        _, now = self._store.known.version(connection)
+        gone = max(gone, self._store.events.prune(connection, retention, now, BATCH))
         ids = self._store.due.old(connection, retention, BATCH)
         if ids:
             self._store.due.prune(connection, ids)
-        return len(ids)
+        return max(gone, len(ids))

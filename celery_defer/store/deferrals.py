@@ -12,6 +12,7 @@ from celery_defer.words.states import DEFERRAL, DeferralState, sources, target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import datetime
 
     from sqlalchemy import Connection, RowMapping
 
@@ -49,6 +50,7 @@ class Deferrals:
             .values(state=target(DEFERRAL, "abort"))
         )
         self._find = select(deferral).where(of_run, listed)
+        self._asked_at = select(deferral.c.created_at).where(deferral.c.child_id == bindparam("child_id"))
         key = (deferral.c.run_id, deferral.c.deferral_id)
         due: Any = (
             select(*key)
@@ -125,3 +127,8 @@ class Deferrals:
         """Note that plain targets were published; nothing more is to be done for them."""
         values = {"ids": list(child_ids)}
         whole(connection, lambda: connection.execute(self._published, values))
+
+    def asked_at(self, connection: Connection, child_id: str) -> datetime | None:
+        """Return when the deferral was recorded that started a run, None if it is pruned."""
+        found: datetime | None = connection.execute(self._asked_at, {"child_id": child_id}).scalar()
+        return found

@@ -25,7 +25,7 @@ from sqlalchemy import (
 from celery_defer.store.change import Change, whole
 from celery_defer.store.crashes import one_more_crash
 from celery_defer.store.sql import after, begins_with, now
-from celery_defer.words.states import RUN, TERMINAL, DeferralState, RunState, sources, target
+from celery_defer.words.states import RUN, TERMINAL, DeferralState, RunState, WaitingFor, sources, target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement, Connection, RowMapping, Select
 
+    from celery_defer.store.awaits import Awaits
     from celery_defer.store.tables import Tables
     from celery_defer.words.records import Fence
 
@@ -46,10 +47,12 @@ class Due:
     Args:
         tables: The namespace's tables.
         dialect: SQLAlchemy's name of the dialect.
+        awaits: The statements on waits for events.
     """
 
-    def __init__(self, tables: Tables, dialect: str) -> None:
+    def __init__(self, tables: Tables, dialect: str, awaits: Awaits) -> None:
         run = tables.run
+        self._awaits = awaits
         self._tables, self._dialect = tables, dialect
         self._listed = run.c.id.in_(bindparam("ids", expanding=True))
         self._fenced = tuple_(run.c.id, run.c.epoch).in_(bindparam("fences", expanding=True))
@@ -89,18 +92,28 @@ class Due:
 
     def _build_timers(self) -> None:
         run, deferral = self._tables.run, self._tables.deferral
-        due = and_(run.c.state.in_(sources(RUN, "wake")), run.c.wake_at <= now())
+        # who waits for an event is woken with the answer, after a last look
+        timed = run.c.waiting_for != WaitingFor.EVENT
+        due = and_(run.c.state.in_(sources(RUN, "wake")), timed, run.c.wake_at <= now())
         self._wake_listed = self._change(and_(self._listed, due), self._to_publish | {"waiting_for": null()})
         self._upcoming = (
             select(run.c.id, run.c.wake_at, now().label("now"))
-            .where(run.c.state == RunState.WAITING, run.c.wake_at <= after("ahead"))
+            .where(run.c.state == RunState.WAITING, timed, run.c.wake_at <= after("ahead"))
             .order_by(run.c.wake_at)
             .limit(bindparam("most"))
         )
+        unstarted = and_(run.c.start_by.is_not(None), run.c.started_at.is_(None), self._pending)
+        unfinished = and_(run.c.finish_by.is_not(None), run.c.finished_at.is_(None), ~run.c.cancel_requested)
+        self._overdue = [
+            select(run.c.id).where(unstarted, run.c.start_by <= now()).limit(bindparam("most")),
+            select(run.c.id).where(unfinished, run.c.finish_by <= now()).limit(bindparam("most")),
+        ]
         times = [
             select(func.min(run.c.wake_at)).where(run.c.state == RunState.WAITING),
             select(func.min(run.c.publish_at)).where(self._pending),
             select(func.min(deferral.c.publish_at)).where(deferral.c.state == DeferralState.DISPATCHED),
+            select(func.min(run.c.start_by)).where(unstarted),
+            select(func.min(run.c.finish_by)).where(unfinished),
         ]
         self._next_due = select(now(), *(part.scalar_subquery() for part in times))
 
@@ -173,8 +186,13 @@ class Due:
         left: list[float] = [(at - now_).total_seconds() for at in times if at is not None]
         return min([ahead, *left])
 
+    def overdue(self, connection: Connection, most: int) -> tuple[list[str], list[str]]:
+        """Return runs that weren't started in time, and runs that weren't finished in time."""
+        start, finish = (list(connection.execute(each, {"most": most}).scalars()) for each in self._overdue)
+        return start, finish
+
     def wake(self, connection: Connection, ids: Sequence[str], grace: float) -> Sequence[RowMapping]:
-        """Make waiting runs pending whose time has come.
+        """Make waiting runs pending whose time has come; not those that wait for an event.
 
         Args:
             connection: The open connection.
@@ -242,6 +260,7 @@ class Due:
             connection: The open transaction.
             ids: From `old`.
         """
+        self._awaits.forget(connection, ids)
         for statement in self._prune:
             connection.execute(statement, {"ids": list(ids)})
 

@@ -29,6 +29,8 @@ class Listing:
     def __init__(self, tables: Tables) -> None:
         self._run = tables.run
         self._get = select(tables.run).where(tables.run.c.id == bindparam("run_id"))
+        listed = tables.run.c.id.in_(bindparam("listed", expanding=True))
+        self._ended = select(tables.run).where(listed, tables.run.c.state.in_(TERMINAL))
         self._children = (
             select(tables.run.c.id)
             .where(tables.run.c.parent_id == bindparam("run_id"))
@@ -44,6 +46,10 @@ class Listing:
     def get(self, connection: Connection, run_id: str) -> RowMapping | None:
         """Return one run's row, or None."""
         return connection.execute(self._get, {"run_id": run_id}).mappings().first()
+
+    def ended(self, connection: Connection, run_ids: Sequence[str]) -> Sequence[RowMapping]:
+        """Return those of some runs that are over."""
+        return connection.execute(self._ended, {"listed": list(run_ids)}).mappings().all()
 
     def children(self, connection: Connection, run_id: str) -> list[str]:
         """Return the ids of the runs whose parent this is, oldest first."""

@@ -90,6 +90,7 @@ class Runs:
         self._renew_one = Change(dialect, run, running, {"lease_until": after("lease")}, (run.c.cancel_requested,))
         landed = exists().where(step.c.run_id == run.c.id, step.c.epoch == run.c.epoch - 1).correlate(run)
         self._recount = Change(dialect, run, and_(mine, landed), {"crashes": 1}, (run.c.crashes,))
+        self._finish_within = update(run).where(mine, run.c.finish_by.is_(None)).values(finish_by=after("within"))
         self._rewrite_call = (
             update(run)
             .where(mine)
@@ -134,15 +135,15 @@ class Runs:
 
         Args:
             connection: The open connection.
-            rows: Every column that isn't a time, and ``delay``: seconds until it shall be published.
+            rows: Every column that isn't a time, and ``delay``: seconds until it shall be published; perhaps
+                ``start_within``: seconds until it shall have started.
 
         Returns:
             The ids of those that are new.
         """
-        values = [
-            {**{key: row[key] for key in row if key != "delay"}, "created_at": now(), "publish_at": after(row["delay"])}
-            for row in rows
-        ]
+        values = [{**row, **_times(row)} for row in rows]
+        for each in values:
+            del each["delay"], each["start_within"]
         return {row["id"] for row in self._born.many(connection, values)}
 
     def claim(
@@ -227,6 +228,16 @@ class Runs:
         found = self._suspend.first(connection, values)
         return None if found is None else found["wake_at"]
 
+    def finish_within(self, connection: Connection, fence: Fence, within: float) -> None:
+        """Have the run cancelled if it isn't over in as many seconds; the first word counts.
+
+        Args:
+            connection: The open connection.
+            fence: The execution's.
+            within: Seconds.
+        """
+        connection.execute(self._finish_within, {"run_id": fence.run_id, "fence": fence.epoch, "within": within})
+
     def rewrite_call(self, connection: Connection, fence: Fence, args: str, kwargs: str, message: str) -> None:
         """Replace the arguments and the frozen message, as Celery's own ``retry()`` may.
 
@@ -304,6 +315,16 @@ class Runs:
         """
         values = {"run_id": run_id, "new_result": None, "new_error": error, "grace": grace, "process": process}
         return self._cancel_unowned.first(connection, values)
+
+
+def _times(row: Mapping[str, Any]) -> dict[str, Any]:
+    within = row.get("start_within")
+    return {
+        "created_at": now(),
+        "publish_at": after(row["delay"]),
+        "start_by": null() if within is None else after(within),
+        "start_within": None,
+    }
 
 
 def _finished(move: str) -> dict[str, Any]:

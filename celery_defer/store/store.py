@@ -14,10 +14,14 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModu
 
 from celery_defer.errors import ConfigError
 from celery_defer.store import mysql
+from celery_defer.store.awaits import Awaits
 from celery_defer.store.deferrals import Deferrals
 from celery_defer.store.due import Due
+from celery_defer.store.events import Events
 from celery_defer.store.forking import gate
+from celery_defer.store.known import Known
 from celery_defer.store.listing import Listing
+from celery_defer.store.once import Once
 from celery_defer.store.runs import Runs
 from celery_defer.store.steps import Steps
 from celery_defer.store.sweeper import Sweepers
@@ -69,7 +73,11 @@ class Store:
         self.steps = Steps(self.tables, self.dialect)
         self.waits = Waits(self.tables)
         self.deferrals = Deferrals(self.tables, self.dialect)
-        self.due = Due(self.tables, self.dialect)
+        self.events = Events(self.tables, self.dialect)
+        self.awaits = Awaits(self.tables, self.dialect)
+        self.known = Known(self.tables, self.dialect)
+        self.once = Once(self.tables, self.dialect)
+        self.due = Due(self.tables, self.dialect, self.awaits)
         self.listing = Listing(self.tables)
         self.sweepers = Sweepers(self.tables, self.dialect)
         self._engine: Engine | None = None

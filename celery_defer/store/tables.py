@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import (
     Boolean,
-    CheckConstraint,
     Column,
     Index,
     Integer,
@@ -14,11 +13,11 @@ from sqlalchemy import (
     String,
     Table,
     column,
-    text,
 )
 
-from celery_defer.store.mysql import BACKENDS
-from celery_defer.store.sql import IN_MYSQL, Identifier, Moment, double, payload
+from celery_defer.store.columns import Names, identifier, one_of, word
+from celery_defer.store.event_tables import EventTables
+from celery_defer.store.sql import IN_MYSQL, Moment, double, payload
 from celery_defer.words.states import (
     DEFERRAL,
     RUN,
@@ -32,27 +31,9 @@ from celery_defer.words.states import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from sqlalchemy import ColumnElement
     from sqlalchemy.types import TypeEngine
 
     from celery_defer.store.cipher import Cipher
-
-# MySQL indexes at most 3,072 bytes (768 characters of utf8mb4) over all columns of a key.
-ID_LENGTH = 255
-
-
-def _one_of(column: str, values: Iterable[str]) -> str:
-    return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
-
-
-def _id(name: str, *, nullable: bool = False, primary_key: bool = False) -> Column[str]:
-    return Column(name, Identifier(ID_LENGTH), nullable=nullable, primary_key=primary_key)
-
-
-def _word(name: str, *, nullable: bool = False) -> Column[str]:
-    return Column(name, String(16), nullable=nullable)
 
 
 class Tables:
@@ -65,8 +46,9 @@ class Tables:
     """
 
     def __init__(self, namespace: str, cipher: Cipher | None = None, dialect: str = "sqlite") -> None:
-        self.namespace, self._dialect = namespace, dialect
+        self.namespace = namespace
         self.metadata = MetaData()
+        self._names = Names(namespace, dialect)
         text_type = payload(cipher)
         self.run = self._run(text_type)
         self.step = self._step(text_type)
@@ -76,10 +58,11 @@ class Tables:
             f"{namespace}_sweeper",
             self.metadata,
             Column("id", Integer, primary_key=True, autoincrement=False),
-            _id("owner"),
+            identifier("owner"),
             Column("until", Moment(), nullable=False),
             **IN_MYSQL,
         )
+        self.events = EventTables(self._names, self.metadata, text_type)
         # revision: what the tables are; oldest: the oldest revision whose code may still use them
         self.schema = Table(
             f"{namespace}_schema",
@@ -90,36 +73,26 @@ class Tables:
             **IN_MYSQL,
         )
 
-    def _check(self, name: str, condition: str | ColumnElement[bool]) -> CheckConstraint:
-        return CheckConstraint(condition, name=f"{self.namespace}_{name}")
-
-    def _index(self, name: str, *columns: str, where: str, first: str = "") -> Index:
-        # MySQL has no partial indexes: there the column that the condition is on comes first
-        if first and self._dialect in BACKENDS:
-            columns = (first, *columns)
-        partial = text(where)
-        return Index(f"{self.namespace}_{name}", *columns, postgresql_where=partial, sqlite_where=partial)
-
     def _run(self, text_type: TypeEngine[str]) -> Table:
-        terminal = _one_of("state", TERMINAL)
+        terminal = one_of("state", TERMINAL)
         waiting = f"(state = '{RunState.WAITING}') = (waiting_for IS NOT NULL)"
         return Table(
             f"{self.namespace}_run",
             self.metadata,
-            _id("id", primary_key=True),
-            _id("task"),
-            _word("state"),
-            _word("waiting_for", nullable=True),
+            identifier("id", primary_key=True),
+            identifier("task"),
+            word("state"),
+            word("waiting_for", nullable=True),
             Column("epoch", Integer, nullable=False),
-            _id("owner", nullable=True),
+            identifier("owner", nullable=True),
             Column("lease_until", Moment()),
             Column("crashes", Integer, nullable=False),
             Column("retries", Integer, nullable=False),
             Column("cancel_requested", Boolean, nullable=False),
-            _word("trigger"),
-            _id("parent_id", nullable=True),
-            _id("root_id"),
-            _id("deferral_id", nullable=True),
+            word("trigger"),
+            identifier("parent_id", nullable=True),
+            identifier("root_id"),
+            identifier("deferral_id", nullable=True),
             Column("parents", payload(), nullable=True),
             Column("args", text_type, nullable=False),
             Column("kwargs", text_type, nullable=False),
@@ -134,21 +107,25 @@ class Tables:
             Column("publish_at", Moment()),
             Column("publishes", Integer, nullable=False),
             Column("announced_at", Moment()),
-            self._check("run_state", _one_of("state", RUN)),
-            self._check("run_waiting_for", _one_of("waiting_for", WaitingFor)),
-            self._check("run_waiting", waiting),
+            Column("start_by", Moment()),
+            Column("finish_by", Moment()),
+            self._names.check("run_state", one_of("state", RUN)),
+            self._names.check("run_waiting_for", one_of("waiting_for", WaitingFor)),
+            self._names.check("run_waiting", waiting),
             # an expression: MySQL wants this name in quotes
-            self._check("run_trigger", column("trigger", String).in_([str(each) for each in Trigger])),
-            self._check("run_finished", f"({terminal}) = (finished_at IS NOT NULL)"),
-            self._index("run_lease", "lease_until", where=f"state = '{RunState.RUNNING}'", first="state"),
-            self._index("run_wake", "wake_at", where=f"state = '{RunState.WAITING}'", first="state"),
-            self._index("run_publish", "publish_at", where=f"state = '{RunState.PENDING}'", first="state"),
-            self._index(
+            self._names.check("run_trigger", column("trigger", String).in_([str(each) for each in Trigger])),
+            self._names.check("run_finished", f"({terminal}) = (finished_at IS NOT NULL)"),
+            self._names.index("run_lease", "lease_until", where=f"state = '{RunState.RUNNING}'", first="state"),
+            self._names.index("run_wake", "wake_at", where=f"state = '{RunState.WAITING}'", first="state"),
+            self._names.index("run_publish", "publish_at", where=f"state = '{RunState.PENDING}'", first="state"),
+            self._names.index(
                 "run_announce", "publish_at", where=f"announced_at IS NULL AND {terminal}", first="announced_at"
             ),
+            self._names.index("run_start_by", "start_by", where="start_by IS NOT NULL AND started_at IS NULL"),
+            self._names.index("run_finish_by", "finish_by", where="finish_by IS NOT NULL AND finished_at IS NULL"),
             Index(f"{self.namespace}_run_created", "created_at", "id"),
-            self._index("run_parent", "parent_id", where="parent_id IS NOT NULL"),
-            self._index("run_root", "root_id", where="parent_id IS NOT NULL"),
+            self._names.index("run_parent", "parent_id", where="parent_id IS NOT NULL"),
+            self._names.index("run_root", "root_id", where="parent_id IS NOT NULL"),
             **IN_MYSQL,
         )
 
@@ -157,10 +134,10 @@ class Tables:
         return Table(
             f"{self.namespace}_step",
             self.metadata,
-            _id("run_id", primary_key=True),
-            _id("step_id", primary_key=True),
-            _word("kind"),
-            _word("state"),
+            identifier("run_id", primary_key=True),
+            identifier("step_id", primary_key=True),
+            word("kind"),
+            word("state"),
             Column("position", Integer, nullable=False),
             Column("epoch", Integer, nullable=False),
             Column("attempts", Integer, nullable=False),
@@ -168,7 +145,7 @@ class Tables:
             Column("error", text_type),
             Column("started_at", Moment(), nullable=False),
             Column("finished_at", Moment(), nullable=False),
-            self._check("step_state", _one_of("state", StepState)),
+            self._names.check("step_state", one_of("state", StepState)),
             sqlite_with_rowid=False,  # one tree to write instead of two
             **IN_MYSQL,
         )
@@ -178,15 +155,15 @@ class Tables:
         return Table(
             f"{self.namespace}_wait",
             self.metadata,
-            _id("run_id", primary_key=True),
-            _id("step_id", primary_key=True),
+            identifier("run_id", primary_key=True),
+            identifier("step_id", primary_key=True),
             Column("attempt", Integer, primary_key=True, autoincrement=False),
-            _word("kind"),
+            word("kind"),
             Column("position", Integer, nullable=False),
             Column("error", text_type),
             Column("wake_at", Moment(), nullable=False),
             Column("created_at", Moment(), nullable=False),
-            self._check("wait_kind", _one_of("kind", WaitingFor)),
+            self._names.check("wait_kind", one_of("kind", WaitingFor)),
             **IN_MYSQL,
         )
 
@@ -194,13 +171,13 @@ class Tables:
         return Table(
             f"{self.namespace}_deferral",
             self.metadata,
-            _id("run_id", primary_key=True),
-            _id("deferral_id", primary_key=True),
-            _word("start_on"),
-            _word("state"),
+            identifier("run_id", primary_key=True),
+            identifier("deferral_id", primary_key=True),
+            word("start_on"),
+            word("state"),
             Column("position", Integer, nullable=False),
-            _id("task"),
-            _id("child_id"),
+            identifier("task"),
+            identifier("child_id"),
             Column("durable", Boolean, nullable=False),
             Column("delay", double(), nullable=False),
             Column("eta", Moment()),
@@ -210,9 +187,11 @@ class Tables:
             Column("created_at", Moment(), nullable=False),
             Column("publish_at", Moment()),
             Column("publishes", Integer, nullable=False),
-            self._check("deferral_start_on", _one_of("start_on", When)),
-            self._check("deferral_state", _one_of("state", DEFERRAL)),
-            self._index("deferral_publish", "publish_at", where=f"state = '{DeferralState.DISPATCHED}'", first="state"),
+            self._names.check("deferral_start_on", one_of("start_on", When)),
+            self._names.check("deferral_state", one_of("state", DEFERRAL)),
+            self._names.index(
+                "deferral_publish", "publish_at", where=f"state = '{DeferralState.DISPATCHED}'", first="state"
+            ),
             Index(f"{self.namespace}_deferral_child", "child_id"),
             **IN_MYSQL,
         )

@@ -7,8 +7,10 @@ are equal in CEL have the same digest; that some others do as well is harmless, 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ MISSING: Any = object()
 _SIZE = 20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Shape:
     """What waits for an event match on.
 
@@ -39,6 +41,12 @@ class Shape:
             paths: In any order.
         """
         return cls(name, tuple(sorted(set(paths))))
+
+    @cached_property
+    def id(self) -> str:
+        """What the shape is called in SQL and in Redis."""
+        written = json.dumps([self.name, *self.paths], ensure_ascii=True)
+        return hashlib.blake2b(written.encode(), digest_size=12).hexdigest()
 
     def digest_of(self, data: Mapping[str, Any], secret: bytes = b"") -> str | None:
         """Return the digest of an event's data, or None if a field isn't there: then no wait of this shape matches.

@@ -35,9 +35,13 @@ class Settings:
     Attributes:
         lease: How long a claimed run may be silent.
         sweep_interval: How often what is due is looked for.
-        retention: Age at which finished runs are deleted, or None.
+        retention: Age at which finished runs and events are deleted, or None.
         record_calls: Whether ``.delay`` commits the run's row before it publishes.
         strict: Whether a bad ``defer()`` raises.
+        event_log: Which events are recorded: ``used`` or ``all``.
+        event_bytes: The size of an event's data as JSON.
+        queue: The queue of the router, or None for the application's default.
+        redis_url: The correlation registry, or None.
         limits: What one run may record.
     """
 
@@ -46,6 +50,10 @@ class Settings:
     retention: float | None = 30 * 86400.0
     record_calls: bool = False
     strict: bool = False
+    event_log: str = "used"
+    event_bytes: int = 512 * 1024
+    queue: str | None = None
+    redis_url: str | None = None
     limits: Limits = field(default_factory=Limits)
 
     @property

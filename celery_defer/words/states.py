@@ -51,6 +51,22 @@ class DeferralState(StrEnum):
     ABORTED = "aborted"
 
 
+class WaitStatus(StrEnum):
+    """What became of a wait for an event."""
+
+    OPEN = "open"
+    TAKEN = "taken"
+    TIMED_OUT = "timed_out"
+    CLOSED = "closed"
+
+
+class AwaitKind(StrEnum):
+    """What an event does that is waited for."""
+
+    WAIT = "wait"
+    CANCEL = "cancel"
+
+
 class StepState(StrEnum):
     """How a step ended; there is no record before that."""
 
@@ -64,6 +80,8 @@ class StepKind(StrEnum):
     RUN = "run"
     TRANSACTION = "transaction"
     SLEEP = "sleep"
+    EVENT = "event"
+    SEND = "send"
 
 
 class When(StrEnum):
@@ -99,6 +117,14 @@ DEFERRAL: Machine = {
     DeferralState.RECORDED: {"dispatch": DeferralState.DISPATCHED, "abort": DeferralState.ABORTED},
     DeferralState.DISPATCHED: {},
     DeferralState.ABORTED: {},
+}
+
+# Of event, timeout and the run's end exactly one ends a wait (I7).
+WAIT: Machine = {
+    WaitStatus.OPEN: {"take": WaitStatus.TAKEN, "time_out": WaitStatus.TIMED_OUT, "close": WaitStatus.CLOSED},
+    WaitStatus.TAKEN: {},
+    WaitStatus.TIMED_OUT: {},
+    WaitStatus.CLOSED: {},
 }
 
 # Which deferrals an outcome starts; `now` doesn't wait for one.

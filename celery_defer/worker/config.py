@@ -23,11 +23,12 @@ _KNOWN = frozenset(
     f"defer_{name}"
     for name in (
         "database_url", "namespace", "queue", "record_calls", "redis_url", "lease", "sweep_interval", "retention",
-        "max_steps", "max_step_bytes", "max_run_bytes", "max_deferrals", "event_log", "encryption_keys",
+        "max_steps", "max_step_bytes", "max_run_bytes", "max_deferrals", "max_event_bytes", "event_log", "encryption_keys",
         "auto_migrate", "strict",
     )
 )  # fmt: skip
 _HERE = ("", "localhost", "::1", "[::1]")
+_REDIS = ("redis://", "rediss://", "redis+socket://")
 _LOCAL = ("memory", "filesystem")
 # Transports whose URL needs no host and whose broker is never here.
 _HOSTED = ("sqs", "azureservicebus", "azurestoragequeues", "gcpubsub")
@@ -47,7 +48,6 @@ class Config:
     def __init__(self, app: Any) -> None:
         self._app = app
         self._check_names()
-        self._check_later_ones()
         self.auto_migrate = self._flag("auto_migrate", default=True)
         lease = self._duration("lease", 30.0, at_least=1.0)
         self.settings = Settings(
@@ -56,6 +56,10 @@ class Config:
             retention=None if self._none("retention") else self._duration("retention", 30 * 86400.0, at_least=1.0),
             record_calls=self._flag("record_calls", default=False),
             strict=self._flag("strict", default=False),
+            event_log=self._one_of("event_log", ("used", "all")),
+            event_bytes=self._count("max_event_bytes", 512 * 1024),
+            queue=self._text("queue"),
+            redis_url=self._redis_url(),
             limits=Limits(
                 steps=self._count("max_steps", 1000),
                 step_bytes=self._count("max_step_bytes", 4 * 1024**2),
@@ -120,16 +124,28 @@ class Config:
                 reason = f"there is no setting {key!r}: check its spelling; known are {', '.join(sorted(_KNOWN))}"
                 raise ConfigError(reason)
 
-    def _check_later_ones(self) -> None:
-        """Check what nothing of this version reads."""
-        for name in ("queue", "redis_url"):
-            value = self._get(name, "unset")
-            if not isinstance(value, str) or not value:
-                reason = f"defer_{name} must be text, found {value!r}"
-                raise ConfigError(reason)
-        if self._get("event_log", "used") not in ("used", "all"):
-            reason = f"defer_event_log must be 'used' or 'all', found {self._get('event_log')!r}"
+    def _text(self, name: str) -> str | None:
+        value = self._get(name)
+        if value is not None and (not isinstance(value, str) or not value):
+            reason = f"defer_{name} must be text, found {value!r}"
             raise ConfigError(reason)
+        return None if value is None else str(value)
+
+    def _one_of(self, name: str, words: tuple[str, ...]) -> str:
+        value = self._get(name, words[0])
+        if value not in words:
+            reason = f"defer_{name} must be {' or '.join(map(repr, words))}, found {value!r}"
+            raise ConfigError(reason)
+        return str(value)
+
+    def _redis_url(self) -> str | None:
+        if self._get("redis_url") == "":
+            return None  # events are matched in SQL
+        url = self._text("redis_url")
+        if url is not None:
+            return url
+        found = (self._app.connection_for_write().as_uri(include_password=True), self._app.conf.result_backend)
+        return next((each for each in found if isinstance(each, str) and each.startswith(_REDIS)), None)
 
     def _get(self, name: str, default: Any = None) -> Any:
         value = self._app.conf.get(f"defer_{name}")

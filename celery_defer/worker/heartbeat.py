@@ -36,14 +36,24 @@ class Heartbeat:
         store: The store.
         settings: The settings.
         publish: Publishes runs that were woken.
+        time_out: Ends the waits for events whose time is over.
+        ended: Tells of the ends of runs that were announced, before they are noted.
     """
 
-    def __init__(self, store: Store, settings: Settings, publish: Callable[[Outgoing], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        publish: Callable[[Outgoing], None],
+        time_out: Callable[[], int],
+        ended: Callable[[list[str]], None],
+    ) -> None:
         self._store, self._settings, self._publish = store, settings, publish
+        self._time_out, self._ended = time_out, ended
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._executions: dict[int, Execution] = {}
-        self._marks: dict[str, list[Any]] = {"published": [], "plain": [], "announced": []}
+        self._marks: dict[str, list[Any]] = {"published": [], "plain": [], "announced": [], "routed": []}
         self._timers: list[tuple[float, str]] = []
         self._renew_at = self._flush_at = float("inf")
         self._closed = False
@@ -67,8 +77,8 @@ class Heartbeat:
         """Note for many runs in one statement, a little later.
 
         Args:
-            kind: ``published``, ``plain`` or ``announced``.
-            ids: Ids of runs; their fences for ``published``, child ids for ``plain``.
+            kind: ``published``, ``plain``, ``announced`` or ``routed``.
+            ids: Ids of runs; their fences for ``published``, child ids for ``plain``, keys of events for ``routed``.
         """
         with self._changed:
             self._marks[kind].extend(ids)
@@ -145,6 +155,7 @@ class Heartbeat:
         self._publish(Outgoing(rows))
         early = set(run_ids) - {row["id"] for row in rows}
         if early:
+            self._time_out()
             self._try_again(early)
 
     def _try_again(self, run_ids: set[str]) -> None:
@@ -195,7 +206,11 @@ class Heartbeat:
             raise
 
     def _write(self, marks: dict[str, list[Any]]) -> None:
+        if marks["announced"]:
+            self._ended(marks["announced"])
         with self._store.autocommit() as connection:
+            if marks["routed"]:
+                self._store.events.routed(connection, marks["routed"])
             if marks["announced"]:
                 self._store.due.announced(connection, marks["announced"])
             if marks["published"]:

@@ -10,20 +10,30 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from celery import states
 from celery.contrib.abortable import ABORTED, AbortableTask
 
+from celery_defer.correlation import Registry
+from celery_defer.engine.claiming import time_out
+from celery_defer.engine.knowledge import Knowledge
+from celery_defer.engine.lifecycle import tell_ends
+from celery_defer.engine.routing import Router
+from celery_defer.engine.sweep import TIMEOUTS
 from celery_defer.words import clock
 from celery_defer.words.states import RunState
 from celery_defer.worker import chords, flags
 from celery_defer.worker.frozen import with_children
 from celery_defer.worker.heartbeat import Heartbeat
 from celery_defer.worker.publisher import Publisher
+from celery_defer.worker.triggering import Triggers
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from celery_defer.engine.control import Suspend
     from celery_defer.engine.execution import Execution
     from celery_defer.engine.ports import Outgoing
+    from celery_defer.engine.routing import Birth
     from celery_defer.store import Store
+    from celery_defer.store.events import RecordedEvent
     from celery_defer.words.settings import Settings
 
 logger = logging.getLogger("celery_defer.host")
@@ -53,6 +63,12 @@ class Host:
 
     def __init__(self, app: Any, store: Store, settings: Settings) -> None:
         self.app, self.store, self.settings = app, store, settings
+        self.knowledge = Knowledge(store)
+        self.registry: Registry | None = None
+        if settings.redis_url is not None:
+            self.registry = Registry(settings.redis_url, store.tables.namespace)
+        self.router = Router(self)
+        self.triggers = Triggers(app)
         self._inherited: list[Any] = []
         self._hostname: str | None = None
         self._open()
@@ -60,7 +76,9 @@ class Host:
 
     def _open(self) -> None:
         self.publisher = Publisher(self.app)
-        self.heartbeat = Heartbeat(self.store, self.settings, self.publish)
+        self.heartbeat = Heartbeat(
+            self.store, self.settings, self.publish, lambda: time_out(self, TIMEOUTS), lambda ids: tell_ends(self, ids)
+        )
 
     def after_fork(self) -> None:
         """Start anew in a child: it has neither the parent's threads nor a right to its connections."""
@@ -73,6 +91,8 @@ class Host:
         self.heartbeat.close()
         self.publisher.close()
         self.store.close()
+        if self.registry is not None:
+            self.registry.close()
         self._open()
 
     def stopping(self) -> bool:
@@ -85,6 +105,24 @@ class Host:
             self.heartbeat.note("published", self.publisher.runs(outgoing.runs))
         if outgoing.plain:
             self.heartbeat.note("plain", self.publisher.plain(outgoing.plain))
+        if outgoing.sent or outgoing.again:
+            self.publisher.route(outgoing.sent, outgoing.again)
+        if outgoing.over and self.registry is not None:
+            self.registry.remove(outgoing.over)
+
+    def births(self, event: RecordedEvent) -> Sequence[Birth]:
+        """Return the runs that an event starts."""
+        return self.triggers.births(event)
+
+    def declare(self) -> None:
+        """Make the names known that the application's code uses, and report a registry that can't be used."""
+        self.knowledge.learn(self.triggers.names())
+        if self.registry is not None and (wrong := self.registry.report()):
+            logger.warning("events are matched in SQL for now: %s", wrong)
+
+    def routed(self, keys: Sequence[str]) -> None:
+        """Note, a little later and for many in one statement, that events have reached everybody."""
+        self.heartbeat.note("routed", keys)
 
     def refusal(self, execution: Execution, suspension: Suspend) -> Exception | None:
         """Return why a run can't be suspended for so long, None if it can."""

@@ -13,6 +13,7 @@ from celery_defer.store.cipher import opened
 from celery_defer.words import clock
 from celery_defer.words.records import Fence
 from celery_defer.worker.frozen import DEFERRAL, EPOCH, PARENT, thaw_signature
+from celery_defer.worker.router import ROUTER
 from celery_defer.worker.stray import own_publication
 
 if TYPE_CHECKING:
@@ -63,6 +64,15 @@ class Publisher:
             The child ids of those that got out.
         """
         return [row["child_id"] for row in rows if self._send(self._plain, row)]
+
+    def route(self, outbox: Iterable[str], again: Iterable[str]) -> None:
+        """Send word to a router.
+
+        Args:
+            outbox: Ids of events in the outbox.
+            again: Keys of recorded events.
+        """
+        self._send(self._route, {"outbox": list(outbox), "again": list(again)})
 
     def expect(self, run_id: str) -> None:
         """Tell the result backend of a call, as Celery does: RPC declares the caller's reply queue then.
@@ -169,6 +179,11 @@ class Publisher:
         signature.apply_async(
             producer=self._producer, add_to_parent=False, retry=False, confirm_timeout=_TIMEOUT, **links
         )
+
+    def _route(self, kwargs: dict[str, list[str]]) -> None:
+        router = self._app.tasks[ROUTER]
+        options = {"producer": self._producer, "retry": False, "confirm_timeout": _TIMEOUT, "add_to_parent": False}
+        router.apply_async(kwargs=kwargs, **options)
 
     def _expect(self, run_id: str) -> None:
         self._app.backend.on_task_call(self._producer, run_id)

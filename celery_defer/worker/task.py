@@ -24,6 +24,7 @@ from celery_defer.worker import direct, eager, frozen, replacing
 from celery_defer.worker.body import BodyMixin
 from celery_defer.worker.host import celery_state
 from celery_defer.worker.retrying import tell_retry
+from celery_defer.worker.starting import begin
 from celery_defer.worker.stray import check_publication
 from celery_defer.worker.unwanted import end_if_unwanted
 from celery_defer.worker.versions import ignored
@@ -224,12 +225,14 @@ class DurableMixin(BodyMixin):
             logger.error(_OTHER_TASK, extra={"run_id": request.id, "task": self.name, "row": row["task"]})
             raise HandOver
         plain = json.loads(opened(row["args"])), json.loads(opened(row["kwargs"]))
-        args, kwargs = self.contract.build(*plain)
         value: Any = None
         # made here, so that Celery's copy of the request for the body shares it
         request.children.extend(frozen.children(row["message"], self.app))
         try:
-            execution.event = lambda: self.contract.event(*plain)
+            event = json.loads(row["event"])["data"] if row["event"] else None
+            execution.event = lambda: self.contract.event(*plain) if event is None else event
+            begin(self, execution)
+            args, kwargs = self.contract.build(*plain)
             self._before_start(request)
             value = super().__call__(*args, **kwargs)
         except Retry as again:

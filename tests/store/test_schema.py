@@ -59,6 +59,11 @@ def _set_version(store: Store, **values: int) -> None:
         connection.execute(update(store.tables.schema).values(values))
 
 
+def _own(text: str | None, store: Store) -> str | None:
+    """Leave the namespace out of the name of a sequence."""
+    return None if text is None else text.replace(store.tables.namespace, "")
+
+
 def _reflected(metadata: MetaData, store: Store) -> dict[str, Any]:
     """What the database says of the tables of a metadata: columns, keys, checks and indexes."""
     with store.autocommit() as connection:
@@ -66,7 +71,7 @@ def _reflected(metadata: MetaData, store: Store) -> dict[str, Any]:
         return {
             name.removeprefix(store.tables.namespace): {
                 "columns": [
-                    (each["name"], str(each["type"]), each["nullable"], each["default"])
+                    (each["name"], str(each["type"]), each["nullable"], _own(each["default"], store))
                     for each in inspector.get_columns(name)
                 ],
                 "key": inspector.get_pk_constraint(name)["constrained_columns"],
@@ -135,7 +140,7 @@ def test_the_tables_can_be_written_in_mysqls_words():
     tables = Tables("x", dialect="mysql").metadata.sorted_tables
     for table in tables:
         text = str(CreateTable(table).compile(dialect=mysql.dialect()))
-        assert "LONGTEXT" in text or table.name in ("x_sweeper", "x_schema")
+        assert ("LONGTEXT" in text) == any(isinstance(each.type, Text) for each in table.columns)
         assert all(str(CreateIndex(index).compile(dialect=mysql.dialect())) for index in table.indexes)
         key = [column.type.length or 0 for column in table.primary_key if hasattr(column.type, "length")]
         assert sum(key) * 4 <= 3072

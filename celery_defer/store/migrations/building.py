@@ -29,6 +29,11 @@ def identifier(name: str, *, nullable: bool = False, primary_key: bool = False) 
     return Column(name, Identifier(255), nullable=nullable, primary_key=primary_key)
 
 
+def digest(name: str, *, nullable: bool = False, primary_key: bool = False) -> Column[str]:
+    """Return a column of ids that we make ourselves."""
+    return Column(name, Identifier(64), nullable=nullable, primary_key=primary_key)
+
+
 def word(name: str, *, nullable: bool = False) -> Column[str]:
     """Return a column of one of a few words."""
     return Column(name, String(16), nullable=nullable)
@@ -49,6 +54,17 @@ def table(name: str, *parts: Any, **options: Any) -> None:
     """
     if not inspect(op.get_bind()).has_table(prefixed(name)):
         op.create_table(prefixed(name), *parts, **IN_MYSQL, **options)
+
+
+def column(of: str, added: Column[Any]) -> None:
+    """Add a column.
+
+    Args:
+        of: The table.
+        added: The column.
+    """
+    if added.name not in {each["name"] for each in inspect(op.get_bind()).get_columns(prefixed(of))}:
+        op.add_column(prefixed(of), added)
 
 
 def index(name: str, of: str, columns: Sequence[str], where: str | None = None, first: str = "") -> None:

@@ -1,0 +1,115 @@
+"""Giving events to waits: each wait ends once, by an event, by its timeout or with its run (I7)."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from celery_defer.engine.cancelling import end
+from celery_defer.engine.lookback import Open, look_back
+from celery_defer.engine.ports import Outgoing
+from celery_defer.store.awaits import Ending
+from celery_defer.words.settings import PUBLISH_GRACE
+from celery_defer.words.states import TERMINAL, AwaitKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import Any
+
+    from sqlalchemy import Connection
+
+    from celery_defer.engine.ports import Host
+    from celery_defer.store.events import RecordedEvent
+
+# Waits that are ended in one transaction.
+CHUNK = 1000
+TIMED_OUT = "null"
+_BY_EVENT = "cancelled by event {} ({})"
+
+
+def claim(host: Host, chosen: Iterable[tuple[Open, RecordedEvent]]) -> int:
+    """Have events end waits; a wait that is over meanwhile stays as it is. Cancels come before resumes.
+
+    Args:
+        host: Celery's side.
+        chosen: Open waits, each with an event that it wants; the earlier event of a wait comes first.
+
+    Returns:
+        How many runs were resumed or cancelled.
+    """
+    first: dict[int, tuple[Open, RecordedEvent]] = {}
+    for wait, event in chosen:
+        first.setdefault(wait.row["id"], (wait, event))
+    cancels = [(wait.row, event) for wait, event in first.values() if wait.row["kind"] == AwaitKind.CANCEL]
+    ended = sum(_cancel(host, wait, event) for wait, event in cancels)
+    endings = [
+        Ending(wait.row, event.key, json.dumps(event.written()))
+        for wait, event in first.values()
+        if wait.row["kind"] == AwaitKind.WAIT
+    ]
+    for place in range(0, len(endings), CHUNK):
+        part = endings[place : place + CHUNK]
+        outgoing = host.store.transact(lambda connection, part=part: _end(connection, host, part))  # type: ignore[misc]
+        # a death here is made good: a pending row that nobody has claimed is published again
+        host.publish(outgoing)
+        ended += len(outgoing.runs)
+    host.publish(Outgoing(over=[wait.filed for wait, _ in first.values()]))
+    return ended
+
+
+def time_out(host: Host, most: int) -> int:
+    """End waits whose time is over, unless an event was recorded in time: one last look tells.
+
+    Args:
+        host: Celery's side.
+        most: How many at most.
+
+    Returns:
+        How many there were.
+    """
+    store = host.store
+    with store.autocommit() as connection:
+        due = store.awaits.due(connection, most)
+        keys = store.awaits.keys_of(connection, [wait["id"] for wait in due])
+    waits = [Open(wait, keys.get(wait["id"], ())) for wait in due]
+    if waits:
+        host.publish(store.transact(lambda connection: _last_look(connection, host, waits)))
+    return len(waits)
+
+
+def _end(connection: Connection, host: Host, endings: Sequence[Ending]) -> Outgoing:
+    rows = host.store.awaits.lock(connection, endings, PUBLISH_GRACE)
+    host.store.awaits.end(connection, [each for each in endings if each.wait["run_id"] in rows])
+    return Outgoing(list(rows.values()))
+
+
+def _last_look(connection: Connection, host: Host, waits: Sequence[Open]) -> Outgoing:
+    awaits = host.store.awaits
+    rows = awaits.lock(connection, [Ending(wait.row, None, TIMED_OUT) for wait in waits], PUBLISH_GRACE)
+    known = host.knowledge.current(connection)
+    endings = []
+    for wait in waits:
+        if wait.row["run_id"] in rows:
+            event = look_back(connection, host.store, known, wait)
+            written = TIMED_OUT if event is None else json.dumps(event.written())
+            endings.append(Ending(wait.row, None if event is None else event.key, written))
+    awaits.end(connection, endings)
+    return Outgoing(list(rows.values()), over=[wait.filed for wait in waits])
+
+
+def _cancel(host: Host, wait: Mapping[Any, Any], event: RecordedEvent) -> bool:
+    store, run_id = host.store, wait["run_id"]
+    reason = _BY_EVENT.format(event.name, event.id)
+    by = (wait["id"], event.key)
+    while True:
+        outgoing = store.transact(lambda connection: end(connection, store, run_id, reason, by=by))
+        if outgoing is not None:
+            host.publish(outgoing)
+            return True
+        with store.autocommit() as connection:
+            found = store.runs.look(connection, run_id)
+        if found is None or found["state"] in TERMINAL:
+            store.transact(lambda connection: store.awaits.close(connection, [run_id]))
+            return False
+        # it has just moved from running to idle or back: look again
+

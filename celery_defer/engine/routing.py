@@ -1,0 +1,224 @@
+"""Routing events: record them, find who waits for them, have them start, cancel and resume runs (E1, E2, E3).
+
+Safe to be done again at any point: what was recorded is recorded, a wait ends once, and the ids of started runs follow
+from the event's key.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from celery_defer.engine.arming import arm, await_cancels
+from celery_defer.engine.claiming import CHUNK, claim
+from celery_defer.engine.lookback import Open
+from celery_defer.engine.matching import wanted
+from celery_defer.engine.ports import Outgoing
+from celery_defer.store.events import RecordedEvent, new_keys
+from celery_defer.store.once import key_of
+from celery_defer.words.durations import moment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+    from celery_defer.engine.knowledge import Known
+    from celery_defer.engine.matching import Awaited
+    from celery_defer.engine.ports import Host
+    from celery_defer.store.awaits import Key
+
+logger = logging.getLogger("celery_defer.route")
+
+# An event's id, and an idempotency key, is remembered for so long, in seconds.
+REMEMBERED = 24 * 3600.0
+_UNREADABLE = "an event can't be read and is dropped: %s"
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """A run that an event is to start.
+
+    Attributes:
+        row: Every column that isn't a time, and ``delay``.
+        once: The key of which there is to be one run in 24 hours, or None.
+        cancel_on: What cancels it.
+        at_once: Whether it is due now.
+    """
+
+    row: dict[str, Any]
+    once: str | None
+    cancel_on: Sequence[Awaited]
+    at_once: bool = True
+
+
+class Router:
+    """Routes events in batches.
+
+    Args:
+        host: Celery's side.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host, self._store = host, host.store
+
+    def route(self, sent: Sequence[Mapping[str, Any]], outbox: Sequence[str] = (), again: Sequence[str] = ()) -> int:
+        """Route events; a death at any point is made good by the message's redelivery, or by the sweep.
+
+        Args:
+            sent: Events as plain data.
+            outbox: Ids of events in the outbox.
+            again: Keys of recorded events that weren't routed in time.
+
+        Returns:
+            How many were recorded or routed again.
+        """
+        events = self._record([*self._readable(sent)], outbox, again)  # E1
+        if events:
+            with self._store.autocommit() as connection:
+                # read after the commit: who waits with a shape that is newer still looks back and finds the events
+                known = self._host.knowledge.current(connection)
+            self._start(events)
+            for chosen in self._matches(known, events):  # E2
+                claim(self._host, chosen)  # E3
+            self._host.routed([event.key for event in events])
+        return len(events)
+
+    @staticmethod
+    def _readable(sent: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        for event in sent:
+            try:
+                name, data, event_id = event["name"], event["data"], event["id"]
+                if not (isinstance(name, str) and isinstance(data, dict) and isinstance(event_id, str)):
+                    raise TypeError(name)
+                ts = None if event.get("ts") is None else moment(event["ts"])
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                logger.error(_UNREADABLE, repr(error))  # noqa: TRY400 - a foreign message; the trace is of no use
+                continue
+            yield {"name": name, "data": data, "id": event_id, "ts": ts}
+
+    def _record(
+        self, sent: Sequence[dict[str, Any]], outbox: Sequence[str], again: Sequence[str]
+    ) -> list[RecordedEvent]:
+        if not outbox and not again and self._host.settings.event_log == "used":
+            with self._store.autocommit() as connection:
+                known = self._host.knowledge.current(connection)
+            sent = [event for event in sent if event["name"] in known.names]
+            if not sent:
+                return []
+        return self._store.transact(lambda connection: self._recorded(connection, sent, outbox, again))
+
+    def _recorded(
+        self, connection: Connection, sent: Sequence[dict[str, Any]], outbox: Sequence[str], again: Sequence[str]
+    ) -> list[RecordedEvent]:
+        store = self._store
+        left = store.events.take(connection, outbox)
+        known = self._host.knowledge.current(connection)
+        all_ = self._host.settings.event_log == "all"
+        wanted_ = [each for each in (*sent, *self._readable(left)) if all_ or each["name"] in known.names]
+        by_id = {each["id"]: each for each in reversed(wanted_)}  # the first one of an id counts
+        fresh = self._new(known.now, list(reversed(by_id.values())))
+        holders = {key_of("event", event.id): event.key for event in fresh}
+        others = store.once.claim(connection, holders, REMEMBERED)
+        new = [event for event in fresh if key_of("event", event.id) not in others]
+        index = ((shape, digest, event.key) for event in new for shape, digest in known.keys_of(event))
+        store.events.record(connection, new, index, self._host.settings.publish_again)
+        # a duplicate goes on where the router of the first one died; one that was routed is dropped
+        before = sorted({*others.values(), *again})
+        return sorted([*new, *(store.events.read(connection, before) if before else ())])
+
+    @staticmethod
+    def _new(now: datetime, wanted: Sequence[dict[str, Any]]) -> list[RecordedEvent]:
+        keys = new_keys(now, len(wanted))
+        return [
+            RecordedEvent(key, each["id"], each["name"], each["data"], each["ts"] or now, now)
+            for key, each in zip(keys, wanted, strict=True)
+        ]
+
+    def _matches(self, known: Known, events: Sequence[RecordedEvent]) -> Iterator[list[tuple[Open, RecordedEvent]]]:
+        """Yield open waits with the event that each wants, some at a time."""
+        wanting: dict[Key, list[RecordedEvent]] = {}
+        for event in events:
+            for key in known.keys_of(event):
+                wanting.setdefault(key, []).append(event)
+        if not wanting:
+            return
+        registry = self._host.registry
+        believed = {} if registry is None else registry.find(list(wanting))
+        in_sql = [key for key in wanting if key not in believed]
+        if in_sql:
+            yield from self._matches_in_sql(wanting, in_sql)
+        filed: dict[int, list[Key]] = {}
+        for key, ids in believed.items():
+            for wait_id in ids:
+                filed.setdefault(wait_id, []).append(key)
+        listed = sorted(filed)
+        for place in range(0, len(listed), CHUNK):
+            with self._store.autocommit() as connection:
+                waits = self._store.awaits.listed(connection, listed[place : place + CHUNK])
+            yield _chosen(((wait, key) for wait in waits for key in filed[wait["id"]]), wanting)
+
+    def _matches_in_sql(
+        self, wanting: Mapping[Key, Sequence[RecordedEvent]], keys: Sequence[Key]
+    ) -> Iterator[list[tuple[Open, RecordedEvent]]]:
+        above = 0
+        while True:
+            with self._store.autocommit() as connection:
+                waits = list(self._store.awaits.candidates(connection, keys, above, CHUNK))
+            more = len(waits) == CHUNK
+            if more:  # the last one may have a row on the next page too
+                above = waits[-1]["id"] - 1
+                waits = [wait for wait in waits if wait["id"] <= above]
+            yield _chosen(((wait, (wait["shape"], wait["digest"])) for wait in waits), wanting)
+            if not more:
+                return
+
+    def _start(self, events: Sequence[RecordedEvent]) -> None:
+        """Start the runs whose triggers events meet."""
+        host = self._host
+        births = [birth for event in events for birth in host.births(event)]
+        for place in range(0, len(births), CHUNK):
+            start(host, births[place : place + CHUNK])
+
+
+def start(host: Host, births: Sequence[Birth]) -> None:
+    """Commit pending runs with what cancels them, and publish those that are new and due.
+
+    Args:
+        host: Celery's side.
+        births: The runs.
+    """
+    store = host.store
+    known = host.knowledge.learn((), [shape for birth in births for each in birth.cancel_on for shape in each.shapes])
+
+    def write(connection: Connection) -> tuple[list[Birth], list[Open]]:
+        wanted_ = {birth.once: birth.row["id"] for birth in reversed(births) if birth.once is not None}
+        holders = {**wanted_, **store.once.claim(connection, wanted_, REMEMBERED)}
+        mine = [birth for birth in births if birth.once is None or holders[birth.once] == birth.row["id"]]
+        ids = store.runs.add(connection, [birth.row for birth in mine])
+        fresh = [birth for birth in mine if birth.row["id"] in ids]
+        waits = [
+            wait
+            for birth in fresh
+            for wait in await_cancels(connection, store, birth.row["id"], birth.cancel_on, known, known.now)
+        ]
+        return fresh, waits
+
+    fresh, waits = store.transact(write)
+    host.publish(Outgoing([birth.row for birth in fresh if birth.at_once]))
+    if waits:
+        arm(host, waits)
+
+
+def _chosen(
+    waits: Iterable[tuple[Mapping[Any, Any], Key]], wanting: Mapping[Key, Sequence[RecordedEvent]]
+) -> list[tuple[Open, RecordedEvent]]:
+    """Return the waits that want one of the events, the earliest event first."""
+    found = []
+    for wait, key in waits:
+        event = next((each for each in wanting[key] if wanted(wait, each)), None)
+        if event is not None:
+            found.append((Open(wait, (key,)), event))
+    return sorted(found, key=lambda pair: pair[1].key)

@@ -1,0 +1,283 @@
+"""Waits for events, and what events do to runs: wake them, or cancel them.
+
+A wait is open as long as its run waits at its epoch; so the run's row is the lock under which event, timeout and
+cancel decide who ends it (I7). What is filed under its correlation keys is open waits alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import and_, bindparam, delete, insert, null, select, tuple_, update
+
+from celery_defer.store.change import Change, Insertion, whole
+from celery_defer.store.sql import after, now
+from celery_defer.words.states import RUN, WAIT, RunState, WaitingFor, WaitStatus, target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from sqlalchemy import Connection, RowMapping, Select
+
+    from celery_defer.store.tables import Tables
+
+Key = tuple[str, str]  # of a shape and a digest
+
+
+class Ending(NamedTuple):
+    """What is to end a wait.
+
+    Attributes:
+        wait: The wait's row.
+        event_key: The event, or None for the timeout.
+        result: The step's record as JSON text.
+    """
+
+    wait: Mapping[Any, Any]
+    event_key: str | None
+    result: str
+
+
+class OpenWait(NamedTuple):
+    """What the registry knows of an open wait."""
+
+    id: int
+    expires: datetime
+    keys: Sequence[Key]
+
+
+class Awaits:
+    """Statements on waits for events.
+
+    Args:
+        tables: The namespace's tables.
+        dialect: SQLAlchemy's name of the dialect.
+    """
+
+    def __init__(self, tables: Tables, dialect: str) -> None:
+        wait, filed, run = tables.events.event_wait, tables.events.wait_key, tables.run
+        self._filed = filed
+        self._open = wait.c.status == WaitStatus.OPEN
+        listed = bindparam("listed", expanding=True)
+        self._add = Insertion(dialect, wait, created_at=now(), status=str(WaitStatus.OPEN))
+        of_step = (wait.c[name] == bindparam(name) for name in ("run_id", "kind", "step_id", "attempt"))
+        self._find = select(wait.c.id).where(*of_step)
+        of_run = and_(wait.c.run_id == bindparam("of_run"), self._open)
+        same = and_(of_run, wait.c.step_id == bindparam("of_step"), wait.c.attempt == bindparam("of_attempt"))
+        self._again = Change(dialect, wait, same, {"epoch": bindparam("new_epoch")}, (wait.c.id, wait.c.since))
+        self._candidates = (
+            select(wait, filed.c.shape, filed.c.digest)
+            .where(tuple_(filed.c.shape, filed.c.digest).in_(bindparam("keys", expanding=True)))
+            .where(wait.c.id == filed.c.wait_id, wait.c.id > bindparam("above"), self._open)
+            .order_by(wait.c.id)
+            .limit(bindparam("most"))
+        )
+        self._listed = select(wait).where(wait.c.id.in_(listed), self._open).order_by(wait.c.id)
+        self._due = self._due_waits(tables, wait)
+        self._taken = select(wait.c.run_id, wait.c.event_key).where(
+            wait.c.run_id.in_(bindparam("runs", expanding=True)),
+            wait.c.event_key.in_(bindparam("events", expanding=True)),
+            wait.c.status == WaitStatus.TAKEN,
+        )
+        waiting = and_(run.c.state == RunState.WAITING, run.c.waiting_for == WaitingFor.EVENT)
+        fenced = tuple_(run.c.id, run.c.epoch).in_(bindparam("fences", expanding=True))
+        resumed = {"state": target(RUN, "wake"), "waiting_for": null(), "publish_at": after("grace"), "publishes": 0}
+        self._resume = Change(dialect, run, and_(fenced, waiting), resumed)
+        ended = {"status": bindparam("new_status"), "event_key": bindparam("by")}
+        self._end = update(wait).where(wait.c.id == bindparam("of"), self._open).values(**ended)
+        self._end_cancel = Change(dialect, wait, and_(wait.c.id == bindparam("of"), self._open), ended, (wait.c.id,))
+        self._record = Insertion(dialect, tables.step)
+        self._unfile = delete(filed).where(filed.c.wait_id.in_(listed))
+        self._armed = update(wait).where(wait.c.id.in_(listed)).values(armed_at=now())
+        unarmed = and_(self._open, wait.c.armed_at.is_(None), wait.c.created_at < after("ago"))
+        self._unarmed = select(wait).where(unarmed).order_by(wait.c.created_at).limit(bindparam("most"))
+        self._keys_of = select(filed).where(filed.c.wait_id.in_(listed))
+        self._page = (
+            select(wait.c.id, wait.c.expires)
+            .where(wait.c.id > bindparam("above"), self._open)
+            .order_by(wait.c.id)
+            .limit(bindparam("most"))
+        )
+        self._open_of = select(wait.c.id, wait.c.expires).where(wait.c.run_id.in_(listed), self._open)
+        self._all_of = select(wait.c.id).where(wait.c.run_id.in_(listed))
+        closed = {"status": target(WAIT, "close")}
+        self._close = update(wait).where(wait.c.id.in_(listed), self._open).values(**closed)
+        self._forget = delete(wait).where(wait.c.id.in_(listed))
+
+    @staticmethod
+    def _due_waits(tables: Tables, wait: Any) -> Select[Any]:
+        run = tables.run
+        at_it = and_(wait.c.run_id == run.c.id, wait.c.epoch == run.c.epoch, wait.c.kind == "wait")
+        due = and_(run.c.state == RunState.WAITING, run.c.waiting_for == WaitingFor.EVENT, run.c.wake_at <= now())
+        found = select(wait).where(at_it, due, wait.c.status == WaitStatus.OPEN)
+        return found.order_by(run.c.wake_at).limit(bindparam("most"))
+
+    def add(self, connection: Connection, row: Mapping[str, Any], keys: Iterable[Key]) -> int | None:
+        """Add a wait and file it under its keys (R1).
+
+        Args:
+            connection: The open transaction.
+            row: Every column but ``id``, ``status``, ``event_key``, ``created_at`` and ``armed_at``.
+            keys: What it is filed under.
+
+        Returns:
+            Its id, or None if the run has this wait already.
+        """
+        if self._add.one(connection, row) is None:
+            return None
+        wait_id: int = connection.execute(self._find, dict(row)).scalar_one()
+        filed = [{"shape": shape, "digest": digest, "wait_id": wait_id} for shape, digest in dict.fromkeys(keys)]
+        connection.execute(insert(self._filed), filed)
+        return wait_id
+
+    def wait_again(self, connection: Connection, run_id: str, step_id: str, attempt: int, epoch: int) -> int | None:
+        """Go on with an open wait at a new epoch; return its id, or None if it isn't open."""
+        values = {"of_run": run_id, "of_step": step_id, "of_attempt": attempt, "new_epoch": epoch}
+        found = self._again.first(connection, values)
+        return None if found is None else int(found["id"])
+
+    def candidates(self, connection: Connection, keys: Sequence[Key], above: int, most: int) -> Sequence[RowMapping]:
+        """Return open waits that are filed under some keys, by id: rows with ``shape`` and ``digest``.
+
+        Args:
+            connection: The open connection.
+            keys: Which keys.
+            above: Only ids above this one.
+            most: How many at most.
+        """
+        values = {"keys": [tuple(key) for key in keys], "above": above, "most": most}
+        return connection.execute(self._candidates, values).mappings().all()
+
+    def listed(self, connection: Connection, ids: Sequence[int]) -> Sequence[RowMapping]:
+        """Return those of some waits that are open."""
+        return connection.execute(self._listed, {"listed": list(ids)}).mappings().all()
+
+    def due(self, connection: Connection, most: int) -> Sequence[RowMapping]:
+        """Return open waits whose time is over."""
+        return connection.execute(self._due, {"most": most}).mappings().all()
+
+    def lock(self, connection: Connection, endings: Sequence[Ending], grace: float) -> dict[str, RowMapping]:
+        """Resume the runs of waits, if they wait still and haven't taken these events before.
+
+        Args:
+            connection: The open transaction, whose first write this is; `end` completes it.
+            endings: What is to end them, one for a run.
+            grace: Seconds after which the sweep publishes a run if the caller didn't.
+
+        Returns:
+            The rows of the runs that are resumed, by their ids.
+        """
+        events = [ending.event_key for ending in endings if ending.event_key is not None]
+        taken: set[tuple[str, str]] = set()
+        if events:
+            runs = [ending.wait["run_id"] for ending in endings]
+            taken = {(run_id, key) for run_id, key in connection.execute(self._taken, {"runs": runs, "events": events})}
+        fences = sorted(
+            (ending.wait["run_id"], ending.wait["epoch"])
+            for ending in endings
+            if (ending.wait["run_id"], ending.event_key) not in taken
+        )
+        if not fences:
+            return {}
+        return {row["id"]: row for row in self._resume.rows(connection, {"fences": fences, "grace": grace})}
+
+    def end(self, connection: Connection, endings: Sequence[Ending]) -> None:
+        """End waits and record what their steps return.
+
+        Args:
+            connection: The transaction in which `lock` has resumed their runs.
+            endings: Of those runs.
+        """
+        if not endings:
+            return
+        done = [
+            {
+                "of": ending.wait["id"],
+                "by": ending.event_key,
+                "new_status": target(WAIT, "time_out" if ending.event_key is None else "take"),
+            }
+            for ending in endings
+        ]
+        connection.execute(self._end, done)
+        self._record.many(connection, [_step_row(ending) for ending in endings])
+        self.unfile(connection, [ending.wait["id"] for ending in endings])
+
+    def end_cancel(self, connection: Connection, wait_id: int, event_key: str) -> bool:
+        """Let an event take the wait of a run that it cancels; False if somebody else has."""
+        values = {"of": wait_id, "by": event_key, "new_status": target(WAIT, "take")}
+        return self._end_cancel.first(connection, values) is not None
+
+    def unfile(self, connection: Connection, ids: Sequence[int]) -> None:
+        """Take waits out of the index."""
+        connection.execute(self._unfile, {"listed": list(ids)})
+
+    def armed(self, connection: Connection, ids: Sequence[int]) -> None:
+        """Note that waits are in the registry and have looked back (R3)."""
+        whole(connection, lambda: connection.execute(self._armed, {"listed": list(ids)}))
+
+    def unarmed(self, connection: Connection, age: float, most: int) -> Sequence[RowMapping]:
+        """Return open waits that nobody has armed for ``age`` seconds."""
+        return connection.execute(self._unarmed, {"ago": -age, "most": most}).mappings().all()
+
+    def page(self, connection: Connection, above: int, most: int) -> list[OpenWait]:
+        """Return open waits, by id.
+
+        Args:
+            connection: The open connection.
+            above: Only ids above this one.
+            most: How many at most.
+        """
+        found = connection.execute(self._page, {"above": above, "most": most}).all()
+        return self._with_keys(connection, found)
+
+    def _with_keys(self, connection: Connection, rows: Sequence[Any]) -> list[OpenWait]:
+        keys = self.keys_of(connection, [row.id for row in rows])
+        return [OpenWait(row.id, row.expires, keys.get(row.id, [])) for row in rows]
+
+    def keys_of(self, connection: Connection, ids: Sequence[int]) -> dict[int, list[Key]]:
+        """Return what waits are filed under."""
+        keys: dict[int, list[Key]] = {}
+        if ids:
+            for row in connection.execute(self._keys_of, {"listed": list(ids)}):
+                keys.setdefault(row.wait_id, []).append((row.shape, row.digest))
+        return keys
+
+    def close(self, connection: Connection, run_ids: Sequence[str]) -> list[OpenWait]:
+        """Close the open waits of runs that have ended, and return them.
+
+        Args:
+            connection: The transaction that ends them.
+            run_ids: Which runs.
+        """
+        found = connection.execute(self._open_of, {"listed": list(run_ids)}).all()
+        if not found:
+            return []
+        waits, ids = self._with_keys(connection, found), [row.id for row in found]
+        connection.execute(self._close, {"listed": ids})
+        self.unfile(connection, ids)
+        return waits
+
+    def forget(self, connection: Connection, run_ids: Sequence[str]) -> None:
+        """Delete all waits of runs that are pruned."""
+        ids = list(connection.execute(self._all_of, {"listed": list(run_ids)}).scalars())
+        if ids:
+            self.unfile(connection, ids)
+            connection.execute(self._forget, {"listed": ids})
+
+
+def _step_row(ending: Ending) -> dict[str, Any]:
+    wait = ending.wait
+    return {
+        "run_id": wait["run_id"],
+        "step_id": wait["step_id"],
+        "kind": "event",
+        "state": "completed",
+        "position": wait["position"] + 1,
+        "epoch": wait["epoch"],
+        "attempts": 1,
+        "result": ending.result,
+        "error": None,
+        "started_at": wait["created_at"],
+        "finished_at": now(),
+    }

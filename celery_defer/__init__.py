@@ -7,6 +7,7 @@ from celery_defer.errors import (
     ConfigError,
     CrashLoopError,
     DurableError,
+    InvalidArgumentError,
     InvalidExpressionError,
     InvokeTimeoutError,
     LimitExceededError,
@@ -21,6 +22,8 @@ from celery_defer.errors import (
     StepTimeoutError,
     UnknownRunError,
 )
+from celery_defer.events import Event, EventType
+from celery_defer.triggers import Cron, On
 from celery_defer.words.records import DeferralRecord, ParentRef, Run, Step
 from celery_defer.worker.deferring import Deferral, defer
 from celery_defer.worker.reading import RunPage
@@ -30,17 +33,22 @@ from celery_defer.worker.typed import DurableTask, TaskResult, TaskSignature
 __all__ = [
     "ConfigError",
     "CrashLoopError",
+    "Cron",
     "Deferral",
     "DeferralRecord",
     "Durable",
     "DurableError",
     "DurableTask",
+    "Event",
+    "EventType",
+    "InvalidArgumentError",
     "InvalidExpressionError",
     "InvokeTimeoutError",
     "LimitExceededError",
     "NestedStepError",
     "NonRetriableError",
     "NotInRunError",
+    "On",
     "ParentRef",
     "PayloadError",
     "ReplayFilter",

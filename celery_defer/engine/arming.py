@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from celery_defer.engine.knowledge import Known
     from celery_defer.engine.matching import Awaited
-    from celery_defer.store import Store
     from celery_defer.engine.ports import Host
+    from celery_defer.store import Store
 
 # Longer than a run lives; nothing is kept of it beyond the run's end.
 _AS_LONG_AS_IT_LIVES = timedelta(days=5 * 366)
@@ -62,7 +62,7 @@ def await_cancels(
         keys = each.keys(known.secret)
         wait_id = store.awaits.add(connection, row, keys)
         if wait_id is not None:
-            waits.append(Open({**row, "id": wait_id}, keys))
+            waits.append(Open({**row, "id": wait_id, "created_at": known.now}, keys))
     return waits
 
 

@@ -77,7 +77,7 @@ def wait_for_event(  # noqa: PLR0913 - the public call's
     )
     awaited = Awaited([*types], terms, _since(execution, lookback))
     execution.host.knowledge.learn((), awaited.shapes)
-    execution.leave(Suspend(WaitingFor.EVENT, key, 0, within, awaited=awaited))
+    return execution.leave(Suspend(WaitingFor.EVENT, key, 0, within, awaited=awaited))
 
 
 def send_event(execution: Execution, step_id: str, event: Event[Any]) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from celery_defer.engine.lookback import filed
 from celery_defer.engine.failure import describe, dumps
+from celery_defer.engine.lookback import filed
 from celery_defer.engine.offspring import born, dispatch
 from celery_defer.engine.ports import Outgoing
 from celery_defer.errors import RunCancelledError, UnknownRunError

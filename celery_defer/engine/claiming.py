@@ -112,4 +112,3 @@ def _cancel(host: Host, wait: Mapping[Any, Any], event: RecordedEvent) -> bool:
             store.transact(lambda connection: store.awaits.close(connection, [run_id]))
             return False
         # it has just moved from running to idle or back: look again
-

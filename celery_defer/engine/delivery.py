@@ -109,7 +109,7 @@ class _Delivery:
                 row = self._row()
                 added = store.runs.add_called(connection, row, lease)
                 if added is not None:
-                    fresh = {**row, "created_at": added["created_at"]}
+                    fresh = {**row, "event": None, "created_at": added["created_at"]}
                     return self._execution(fresh, (), added["created_at"], asked_at)
             epoch = -1 if self._epoch is None else self._epoch
             claimed: Mapping[Any, Any] | None = store.runs.claim(

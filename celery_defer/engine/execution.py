@@ -118,18 +118,18 @@ class Execution:
     def asked_at(self) -> datetime:
         """Return when the run was asked for: events from then on are its own."""
         row, store = self.row, self.host.store
+        created: datetime = row["created_at"]
         asked = json.loads(row["message"]).get("called_at")
         if asked is not None:
-            return min(row["created_at"], datetime.fromisoformat(asked))
+            return min(created, datetime.fromisoformat(asked))
         if row["deferral_id"] is None:
-            created: datetime = row["created_at"]
             return created
 
         def find() -> Any:
             with store.autocommit() as connection:
                 return store.deferrals.asked_at(connection, row["id"])
 
-        return self.persist(find) or row["created_at"]
+        return self.persist(find) or created
 
     @property
     def is_replaying(self) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from celery_defer.engine import steps
@@ -223,39 +222,40 @@ class _Executor:
         if refusal is not None:
             return self._fail(refusal)
         execution.host.suspending(execution, suspension)
-        published, asked_at = Outgoing(), 0.0
-        opened: Open | None = None
+        done = _Suspended()
 
         def write() -> Any:
-            nonlocal published, asked_at, opened
             with store.transaction() as connection:
-                waiting_for = suspension.waiting_for
-                wake_at = store.runs.suspend(connection, execution.fence, waiting_for, suspension.wake)
-                asked_at = clock.monotonic()
-                if wake_at is None:
-                    return None
-                if suspension.waiting_for == WaitingFor.EVENT:
-                    opened = _await(connection, execution, suspension, wake_at)
-                if not suspension.known:
-                    store.waits.add(connection, execution.fence, _wait(execution, suspension, wake_at))
-                if suspension.call is not None:
-                    store.runs.rewrite_call(connection, execution.fence, *suspension.call)
-                if execution.deferrals:
-                    published = execution.deferrals.write(connection, store, None)
-                return wake_at
+                return self._write_suspension(connection, suspension, done)
             # from here on a death loses nothing: the sweep wakes the run
 
         wake_at = execution.persist(write)
         if wake_at is None:
             self._refused(RunState.WAITING)
         execution.deferrals.written()
-        execution.publish(published)
-        delay = suspension.wake - (clock.monotonic() - asked_at) if isinstance(suspension.wake, float) else None
-        if opened is not None:
-            self._arm(opened)
+        execution.publish(done.published)
+        delay = suspension.wake - (clock.monotonic() - done.at) if isinstance(suspension.wake, float) else None
+        if done.opened is not None:
+            self._arm(done.opened)
         if wake_at is not None:  # else the answer of the commit was lost: the sweep wakes the run
             execution.host.arm(execution.fence.run_id, wake_at, delay)
         return Left(suspension)
+
+    def _write_suspension(self, connection: Connection, suspension: Suspend, done: _Suspended) -> datetime | None:
+        execution, store = self._execution, self._execution.host.store
+        wake_at = store.runs.suspend(connection, execution.fence, suspension.waiting_for, suspension.wake)
+        done.at = clock.monotonic()
+        if wake_at is None:
+            return None
+        if suspension.waiting_for == WaitingFor.EVENT:
+            done.opened = _await(connection, execution, suspension, wake_at)
+        if not suspension.known:
+            store.waits.add(connection, execution.fence, _wait(execution, suspension, wake_at))
+        if suspension.call is not None:
+            store.runs.rewrite_call(connection, execution.fence, *suspension.call)
+        if execution.deferrals:
+            done.published = execution.deferrals.write(connection, store, None)
+        return wake_at
 
     def _arm(self, opened: Open) -> None:
         """Have events find the wait; what fails here is done by the sweep."""
@@ -306,6 +306,21 @@ class _Executor:
         return Left()
 
 
+@dataclass(slots=True)
+class _Suspended:
+    """What is to be done once a suspension has committed.
+
+    Attributes:
+        published: Deferrals that start at once.
+        at: When the wait began, by `clock.monotonic`.
+        opened: The wait for an event.
+    """
+
+    published: Outgoing = field(default_factory=Outgoing)
+    at: float = 0.0
+    opened: Open | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class _Returned:
     value: Any
@@ -326,13 +341,13 @@ def _await(connection: Connection, execution: Execution, suspension: Suspend, ex
         "attempt": suspension.attempt,
         "position": execution.position,
         "epoch": fence.epoch,
-        "since": expires - timedelta(seconds=suspension.wake) if awaited.since is None else awaited.since,
+        "since": awaited.since or known.now,
         "expires": expires,
         "terms": awaited.terms.written(),
     }
     keys = awaited.keys(known.secret)
     wait_id = awaits.add(connection, row, keys)
-    return None if wait_id is None else Open({**row, "id": wait_id}, keys)
+    return None if wait_id is None else Open({**row, "id": wait_id, "created_at": known.now}, keys)
 
 
 def _wait(execution: Execution, suspension: Suspend, wake_at: Any) -> dict[str, Any]:

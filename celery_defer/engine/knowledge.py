@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from celery_defer.words.correlation import Shape
 
 
+_NEVER = datetime.min.replace(tzinfo=UTC)
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """All that is known at one version.
@@ -30,7 +33,7 @@ class Known:
     """
 
     version: int = -1
-    now: datetime = datetime.min.replace(tzinfo=UTC)
+    now: datetime = _NEVER
     secret: bytes = b""
     names: frozenset[str] = frozenset()
     shapes: Mapping[str, Collection[Shape]] = field(default_factory=dict)

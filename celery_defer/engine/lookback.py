@@ -73,9 +73,7 @@ def _first(
 ) -> RecordedEvent | None:
     above, below = floor(wait["since"]), floor(until)
     while True:
-        page = store.events.look(
-            connection, wait["run_id"], after_key=above, before_key=below, most=_PAGE, **where
-        )
+        page = store.events.look(connection, wait["run_id"], after_key=above, before_key=below, most=_PAGE, **where)
         for event in page:
             if wanted(wait, event):
                 return event

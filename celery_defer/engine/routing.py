@@ -15,9 +15,10 @@ from celery_defer.engine.claiming import CHUNK, claim
 from celery_defer.engine.lookback import Open
 from celery_defer.engine.matching import wanted
 from celery_defer.engine.ports import Outgoing
+from celery_defer.errors import DurableError
+from celery_defer.events import Event
 from celery_defer.store.events import RecordedEvent, new_keys
 from celery_defer.store.once import key_of
-from celery_defer.words.durations import moment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -90,14 +91,11 @@ class Router:
     def _readable(sent: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         for event in sent:
             try:
-                name, data, event_id = event["name"], event["data"], event["id"]
-                if not (isinstance(name, str) and isinstance(data, dict) and isinstance(event_id, str)):
-                    raise TypeError(name)
-                ts = None if event.get("ts") is None else moment(event["ts"])
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                logger.error(_UNREADABLE, repr(error))  # noqa: TRY400 - a foreign message; the trace is of no use
-                continue
-            yield {"name": name, "data": data, "id": event_id, "ts": ts}
+                checked = Event(event["name"], event["data"], event["id"], event.get("ts"))
+                yield {"name": checked.name, "data": checked.plain_data(), "id": checked.id, "ts": checked.ts}
+            except (DurableError, KeyError, TypeError, AttributeError) as error:
+                # our own senders have checked it
+                logger.error(_UNREADABLE, repr(error))  # noqa: TRY400 - the trace is of no use
 
     def _record(
         self, sent: Sequence[dict[str, Any]], outbox: Sequence[str], again: Sequence[str]

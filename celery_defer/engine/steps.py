@@ -263,7 +263,7 @@ class StepApi(StepRunner):
         lookback: float | str | timedelta | None = None,
     ) -> Event[Any] | None: ...
 
-    def wait_for_event(
+    def wait_for_event(  # noqa: PLR0913 - each of them is asked for
         self,
         id: str,
         event: Any,
@@ -272,7 +272,7 @@ class StepApi(StepRunner):
         timeout: float | str | timedelta,
         match: Mapping[str, Any] | str | None = None,
         if_: str | None = None,
-        vars: Mapping[str, Any] | None = None,
+        vars: Mapping[str, Any] | None = None,  # noqa: A002 - the field's word
         lookback: float | str | timedelta | None = None,
     ) -> Any:
         """Suspend the run until a matching event comes, or until the timeout; it holds nothing meanwhile.

@@ -59,7 +59,7 @@ class Awaits:
         wait, filed, run = tables.events.event_wait, tables.events.wait_key, tables.run
         self._filed = filed
         self._open = wait.c.status == WaitStatus.OPEN
-        listed = bindparam("listed", expanding=True)
+        listed: Any = bindparam("listed", expanding=True)
         self._add = Insertion(dialect, wait, created_at=now(), status=str(WaitStatus.OPEN))
         of_step = (wait.c[name] == bindparam(name) for name in ("run_id", "kind", "step_id", "attempt"))
         self._find = select(wait.c.id).where(*of_step)
@@ -84,7 +84,7 @@ class Awaits:
         fenced = tuple_(run.c.id, run.c.epoch).in_(bindparam("fences", expanding=True))
         resumed = {"state": target(RUN, "wake"), "waiting_for": null(), "publish_at": after("grace"), "publishes": 0}
         self._resume = Change(dialect, run, and_(fenced, waiting), resumed)
-        ended = {"status": bindparam("new_status"), "event_key": bindparam("by")}
+        ended: dict[str, Any] = {"status": bindparam("new_status"), "event_key": bindparam("by")}
         self._end = update(wait).where(wait.c.id == bindparam("of"), self._open).values(**ended)
         self._end_cancel = Change(dialect, wait, and_(wait.c.id == bindparam("of"), self._open), ended, (wait.c.id,))
         self._record = Insertion(dialect, tables.step)
@@ -100,6 +100,7 @@ class Awaits:
             .limit(bindparam("most"))
         )
         self._open_of = select(wait.c.id, wait.c.expires).where(wait.c.run_id.in_(listed), self._open)
+        self._of_run = select(wait).where(wait.c.run_id == bindparam("run_id"), self._open)
         self._all_of = select(wait.c.id).where(wait.c.run_id.in_(listed))
         closed = {"status": target(WAIT, "close")}
         self._close = update(wait).where(wait.c.id.in_(listed), self._open).values(**closed)
@@ -242,6 +243,10 @@ class Awaits:
             for row in connection.execute(self._keys_of, {"listed": list(ids)}):
                 keys.setdefault(row.wait_id, []).append((row.shape, row.digest))
         return keys
+
+    def of_run(self, connection: Connection, run_id: str) -> Sequence[RowMapping]:
+        """Return a run's open waits."""
+        return connection.execute(self._of_run, {"run_id": run_id}).mappings().all()
 
     def close(self, connection: Connection, run_ids: Sequence[str]) -> list[OpenWait]:
         """Close the open waits of runs that have ended, and return them.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, Table, UniqueConstraint
 
@@ -66,7 +66,7 @@ class EventTables:
             Column("created_at", Moment(), nullable=False),
         )
         self.known_name = self._table("known_name", identifier("name", primary_key=True))
-        # version: of names and shapes; secret: the key of all digests; epoch and lease: of who rebuilds the registry in Redis
+        # version: of names and shapes; secret: the key of all digests; the rest: of who rebuilds the registry in Redis
         self.registry = self._table(
             "registry",
             Column("id", Integer, primary_key=True, autoincrement=False),
@@ -97,7 +97,7 @@ class EventTables:
             Column("last_at", Moment(), nullable=False),
         )
 
-    def _table(self, name: str, *parts: Column[object] | Index) -> Table:
+    def _table(self, name: str, *parts: Column[Any] | Index) -> Table:
         return Table(self._names.of(name), self._metadata, *parts, **IN_MYSQL)
 
     def _event_wait(self, text_type: TypeEngine[str]) -> Table:

@@ -69,7 +69,7 @@ class Events:
     def __init__(self, tables: Tables, dialect: str) -> None:
         event, index, outbox = tables.events.event, tables.events.event_index, tables.events.outbox
         self._index = index
-        listed = bindparam("listed", expanding=True)
+        listed: Any = bindparam("listed", expanding=True)
         self._record = insert(event).values(route_at=after("lease"))
         self._read = select(event).where(event.c.key.in_(listed)).order_by(event.c.key)
         self._routed = update(event).where(event.c.key.in_(listed)).values(routed_at=now())
@@ -125,10 +125,7 @@ class Events:
             index: Shape, digest and event key of each.
             lease: Seconds after which the sweep has one routed that isn't.
         """
-        rows = [
-            {**event._asdict(), "data": json.dumps(event.data), "lease": lease}
-            for event in events
-        ]
+        rows = [{**event._asdict(), "data": json.dumps(event.data), "lease": lease} for event in events]
         if rows:
             connection.execute(self._record, rows)
         entries = [{"shape": shape, "digest": digest, "event_key": key} for shape, digest, key in index]
@@ -214,6 +211,4 @@ class Events:
 
 
 def _recorded(row: RowMapping) -> RecordedEvent:
-    return RecordedEvent(
-        row["key"], row["id"], row["name"], json.loads(row["data"]), row["ts"], row["received_at"]
-    )
+    return RecordedEvent(row["key"], row["id"], row["name"], json.loads(row["data"]), row["ts"], row["received_at"])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, bindparam, or_, select, update
 
 from celery_defer.store.change import Change, Insertion
-from celery_defer.store.sql import now
+from celery_defer.store.sql import after, now
 from celery_defer.words.correlation import Shape
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Known:
             .values(secret=bindparam("new", type_=registry.c.secret.type))
         )
         self._rise = update(registry).where(registry.c.id == _THE_ROW).values(version=registry.c.version + 1)
-        listed = bindparam("listed", expanding=True)
+        listed: Any = bindparam("listed", expanding=True)
         free = and_(registry.c.id == _THE_ROW, or_(registry.c.lease_until.is_(None), registry.c.lease_until < now()))
         begun = {"epoch": registry.c.epoch + 1, "lease_until": after("lease")}
         self._begin_rebuild = Change(dialect, registry, free, begun, (registry.c.epoch,))

@@ -14,6 +14,7 @@ from sqlalchemy import (
     create_engine,
     delete,
     func,
+    insert,
     literal_column,
     make_url,
     null,
@@ -22,9 +23,10 @@ from sqlalchemy import (
     update,
 )
 
+from celery_defer.store.awaits import Ending
 from celery_defer.store.forking import gate
 from celery_defer.store.store import Store
-from celery_defer.words.states import RUN, DeferralState, sources, target
+from celery_defer.words.states import RUN, AwaitKind, DeferralState, sources, target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -107,8 +109,12 @@ class MemoryStore(Store):
         Returns:
             Its row with the ``wake_at`` that was skipped to, or None if it isn't waiting.
         """
-        with self.autocommit() as connection:
-            return connection.execute(self._wake, {"run_id": run_id}).mappings().first()
+        with self.transaction() as connection:
+            waits = [Ending(wait, None, "null") for wait in self.awaits.of_run(connection, run_id)]
+            row = connection.execute(self._wake, {"run_id": run_id}).mappings().first()
+            if row is not None:
+                self.awaits.end(connection, [each for each in waits if each.wait["kind"] == AwaitKind.WAIT])
+            return row
 
     def take_deferral(self, *, delayed: bool) -> RowMapping | None:
         """Take the next dispatched deferral whose run nobody has begun, in the order of time.
@@ -129,7 +135,8 @@ class MemoryStore(Store):
         """Forget all runs."""
         with self.transaction() as connection:
             for table in self.tables.metadata.sorted_tables:
-                connection.execute(delete(table))
+                if table is not self.tables.events.registry:
+                    connection.execute(delete(table))
 
     def _checked(self, url: str) -> URL:
         return make_url(url)
@@ -144,4 +151,6 @@ class MemoryStore(Store):
             self.url, isolation_level="AUTOCOMMIT", poolclass=StaticPool, connect_args={"check_same_thread": False}
         )
         self.tables.metadata.create_all(engine)
+        with engine.connect() as connection:
+            connection.execute(insert(self.tables.events.registry).values(id=1, version=1, epoch=0))
         return engine

@@ -23,8 +23,8 @@ _KNOWN = frozenset(
     f"defer_{name}"
     for name in (
         "database_url", "namespace", "queue", "record_calls", "redis_url", "lease", "sweep_interval", "retention",
-        "max_steps", "max_step_bytes", "max_run_bytes", "max_deferrals", "max_event_bytes", "event_log", "encryption_keys",
-        "auto_migrate", "strict",
+        "max_steps", "max_step_bytes", "max_run_bytes", "max_deferrals", "max_event_bytes", "event_log",
+        "encryption_keys", "auto_migrate", "strict",
     )
 )  # fmt: skip
 _HERE = ("", "localhost", "::1", "[::1]")

@@ -24,18 +24,22 @@ from kombu.utils import json
 from celery_defer.engine.current import executing, outside
 from celery_defer.engine.delivery import Ended
 from celery_defer.engine.executor import Finished
+from celery_defer.engine.knowledge import Knowledge
+from celery_defer.engine.routing import Router
 from celery_defer.errors import DurableError
 from celery_defer.store.memory import MemoryStore
 from celery_defer.worker.frozen import DEFERRAL, PARENT, thaw_signature
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from celery_defer.engine.control import Suspend
     from celery_defer.engine.execution import Execution
     from celery_defer.engine.executor import Left
     from celery_defer.engine.ports import Outgoing
+    from celery_defer.engine.routing import Birth
     from celery_defer.store import Store
+    from celery_defer.store.events import RecordedEvent
 
 logger = logging.getLogger("celery_defer.eager")
 
@@ -79,6 +83,9 @@ class EagerHost:
             self.store = _spare.pop()
         except IndexError:
             self.store = MemoryStore()
+        self.registry = None
+        self.knowledge = Knowledge(self.store)
+        self.router = Router(self)
         self.store.theirs = lambda: durable.host.store if durable.config.names_database else None
         # Up to when time was skipped; later executions don't go back.
         self._reached = datetime.min.replace(tzinfo=UTC)
@@ -96,9 +103,19 @@ class EagerHost:
         return False
 
     def publish(self, outgoing: Outgoing) -> None:
-        """Execute what a run defers with ``on="now"``, before it goes on itself."""
+        """Route what a run sends and execute what it defers with ``on="now"``, before it goes on itself."""
+        if outgoing.sent:
+            self.router.route((), outgoing.sent)
         if outgoing:
             self.start_deferred(delayed=False)
+
+    def births(self, event: RecordedEvent) -> Sequence[Birth]:
+        """Start nothing: an event that an eager run sends reaches the runs of this call alone."""
+        del event
+        return ()
+
+    def routed(self, keys: Sequence[str]) -> None:
+        """Note nothing: nobody would route them again."""
 
     def refusal(self, execution: Execution, suspension: Suspend) -> Exception | None:
         """Refuse nothing: nobody waits."""
@@ -133,7 +150,9 @@ class EagerHost:
                 return settled
             row = self.store.wake(serving.run_id)
             if row is not None:
-                self._reached, epoch = max(self._reached, row["wake_at"]), row["epoch"]
+                self._reached = max(self._reached, row["wake_at"])
+            with self.store.autocommit() as connection:  # an event may have been there already
+                epoch = self.store.runs.look(connection, serving.run_id)["epoch"]  # type: ignore[index]
 
     def start_deferred(self, *, delayed: bool) -> None:
         """Execute deferred runs, and what these defer; none of them raises.

@@ -181,9 +181,9 @@ class Publisher:
         )
 
     def _route(self, kwargs: dict[str, list[str]]) -> None:
-        router = self._app.tasks[ROUTER]
-        options = {"producer": self._producer, "retry": False, "confirm_timeout": _TIMEOUT, "add_to_parent": False}
-        router.apply_async(kwargs=kwargs, **options)
+        router, queue = self._app.tasks[ROUTER], self._app.durable.settings.queue
+        options = {"retry": False, "confirm_timeout": _TIMEOUT, "add_to_parent": False}
+        router.apply_async(kwargs=kwargs, producer=self._producer, queue=queue, **options)
 
     def _expect(self, run_id: str) -> None:
         self._app.backend.on_task_call(self._producer, run_id)

@@ -76,8 +76,8 @@ def begin(task: Any, execution: Execution) -> None:
     Raises:
         Cancelled: It is too late, another run has its key, or an event has cancelled it.
     """
-    starts = task.starts
-    if execution.records or execution.waits or not starts.at_start:
+    starts = getattr(task, "starts", None)
+    if starts is None or execution.records or execution.waits:
         return
     if starts.start_timeout is not None:
         latest = execution.asked_at() + timedelta(seconds=starts.start_timeout)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime  # noqa: TC003 - pydantic reads the hints of an Event that a step returns
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from celery_defer.errors import PayloadError
 from celery_defer.words import guard
 from celery_defer.words.codec import codec_for, plain
 from celery_defer.words.durations import moment
+from celery_defer.words.json_text import plain_text
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from collections.abc import Mapping
 
 T = TypeVar("T")
 LONGEST_NAME = 200
@@ -119,6 +121,21 @@ class EventType(Generic[T]):
     def __repr__(self) -> str:
         """Show name and model."""
         return f"EventType({self.name!r}, {self.model.__name__})"
+
+
+def built(event: Mapping[str, Any], kind: EventType[Any] | None = None) -> Event[Any]:
+    """Build an event from the plain form in which it is recorded.
+
+    Args:
+        event: Name, data, id and ts as plain data.
+        kind: Its type; else the declared one of this name, if there is one.
+
+    Raises:
+        PayloadError: The data doesn't fit the type's model; the message names the field.
+    """
+    kind = kind or EventType.declared.get(event["name"])
+    data = event["data"] if kind is None else kind.build(plain_text(event["data"]))
+    return Event(event["name"], data, event["id"], event["ts"])
 
 
 def _check_text(what: str, text: Any, longest: int) -> None:

@@ -75,7 +75,7 @@ class On:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the events, each once."""
-        given = self.event if isinstance(self.event, list | tuple) else [self.event]
+        given: Any = self.event if isinstance(self.event, list | tuple) else [self.event]
         return tuple(dict.fromkeys(each.name if isinstance(each, EventType) else each for each in given))
 
     def check(self, *, cancels: bool) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # The latest tick is looked for in the last ten minutes first, then four times as far back, and so on.
 _WINDOW = timedelta(minutes=10)
 _WIDER = 4
+# The same sunset, calculated from another moment, is some milliseconds off.
+_SAME = timedelta(seconds=1)
 _CHECKED_FROM = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -125,12 +127,17 @@ def _of_celery(schedule: Any, zone: tzinfo) -> Next:
     schedule.utc_enabled = True  # else, and for the zone, Celery would read the application's configuration
     every = getattr(schedule, "run_every", None)
 
-    def following(moment: datetime) -> datetime | None:
+    def asked(moment: datetime) -> datetime:
         schedule.nowfun = lambda: moment
-        tick = moment + schedule.remaining_estimate(moment.astimezone(schedule.tz))
-        if tick > moment:
-            return tick
-        # Rounded to whole seconds, a relative interval below one would stand still.
-        return moment + every if every and every > timedelta() else None
+        estimate: timedelta = schedule.remaining_estimate(moment.astimezone(schedule.tz))
+        return moment + estimate
+
+    def following(moment: datetime) -> datetime | None:
+        tick = asked(moment)
+        if tick <= moment:  # rounded to whole seconds, a relative interval below one would stand still
+            return moment + every if every and every > timedelta() else None
+        if tick.microsecond and not every and tick - moment < _SAME:
+            tick = max(tick, asked(tick + _SAME))
+        return tick
 
     return following

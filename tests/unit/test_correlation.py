@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_defer.words.correlation import MISSING, Shape, at, digest
+from celery_defer.words.correlation import MISSING, Shape, at, digest, same
 
 NUMBERS = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
 
@@ -96,3 +96,48 @@ def test_a_shape_is_what_is_matched_on():
     assert shape.digest_of({"user": "u"}) is None
     assert shape.digest_of({"user": None, "order": {"id": 7}}) is None
     assert Shape("paid").digest_of({}) == digest([])
+
+
+SCALARS = (
+    NUMBERS | st.sampled_from([0, 1, 0.0, 1.0, -0.0, True, False, None, "0", "1", "", "true", "null"])
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=3)
+)  # fmt: skip
+
+
+@given(SCALARS, SCALARS)
+def test_scalars_are_the_same_if_and_only_if_their_digests_are(one, other):
+    """What an index finds by its key is what the claim takes."""
+    assert same(one, other) == (digest([one]) == digest([other]))
+    assert same(one, one)
+
+
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("ab"), inner), max_leaves=5
+)
+
+
+@given(VALUES, VALUES)
+def test_what_is_the_same_has_one_digest(one, other):
+    """Of lists and objects too; and to be the same is mutual."""
+    assert same(one, other) == same(other, one)
+    assert digest([one]) == digest([other]) or not same(one, other)
+    assert same(one, one)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        ([1, "a"], [1.0, "a"], True),
+        ([1], [True], False),
+        ([1], [1, 1], False),
+        ({"a": [1], "b": None}, {"b": None, "a": [1.0]}, True),
+        ({"a": 0}, {"a": False}, False),
+        ({"a": 1}, {"a": 1, "b": 1}, False),
+        ({}, [], False),
+        (9007199254740993, 9007199254740992.0, False),
+        (MISSING, None, False),
+    ],
+)
+def test_lists_and_objects_are_compared_to_the_last_item(one, other, equal):
+    """By the rule of their scalars."""
+    assert same(one, other) is equal

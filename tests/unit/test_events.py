@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import FrozenInstanceError, dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
 from celery_defer.errors import PayloadError
-from celery_defer.events import Event, EventType
+from celery_defer.events import Event, EventType, built
+from celery_defer.words.codec import codec_for, plain
 
 
 class Purchase(BaseModel):
@@ -103,3 +106,38 @@ def test_declaring_a_type_makes_its_name_known():
     """Names that the code declares are recorded, so that a wait can look back."""
     assert EventType.declared["purchase/completed"] is purchase
     assert repr(purchase) == "EventType('purchase/completed', Purchase)"
+
+
+def test_recorded_events_are_built():
+    """To the model of the declared type, of the given one, or plain."""
+    recorded = {"name": "purchase/completed", "data": {"user_id": "u"}, "id": "p-1", "ts": "2026-03-01T09:00:00+00:00"}
+    when = datetime(2026, 3, 1, 9, tzinfo=UTC)
+    assert built(recorded) == Event("purchase/completed", Purchase(user_id="u"), "p-1", when)
+    assert built({**recorded, "name": "unknown"}) == Event("unknown", {"user_id": "u"}, "p-1", when)
+    other = EventType("other", Purchase)
+    del EventType.declared["other"]
+    assert built({**recorded, "name": "other"}, other).data == Purchase(user_id="u")
+    with pytest.raises(PayloadError, match="user_id"):
+        built({**recorded, "data": {}})
+
+
+@pytest.mark.parametrize(
+    ("annotation", "event"),
+    [
+        (Event[Purchase], purchase(Purchase(user_id="u", total=1.5), id="p-1", ts="2026-03-01T10:00:00.25+01:00")),
+        (Event[Refund], Event("refunded", Refund("A-1", datetime(2026, 3, 1, tzinfo=UTC)))),
+        (Event, Event("a", {"x": [1, None]}, id="7", ts="2026-03-01T10:00:00Z")),
+        (Event[Any], Event("a", {"x": 1})),
+        (Event[dict[str, int]] | None, Event("a", {"x": 1})),
+        (list[Event[Purchase]], [purchase(Purchase(user_id="u"))]),
+    ],
+    ids=str,
+)
+def test_an_event_survives_as_a_result(annotation, event):
+    """A step may return one: a replay gives an equal one, its data rebuilt to the model."""
+    codec = codec_for(annotation)
+    text = codec.dump(event)
+    again = codec.load(text)
+    assert again == event
+    assert codec.dump(again) == text
+    assert plain(event) == json.loads(text)

@@ -146,3 +146,33 @@ def _check_text(what: str, text: Any, longest: int) -> None:
         reason = f"{what} must have 1 to {longest} characters, found {len(text)}: shorten {text!r:.40}"
         raise PayloadError(reason)
     guard.check({"text": text}, what)
+
+
+@dataclass(frozen=True)
+class RunEnded:
+    """The data of an event about a run that is over.
+
+    Attributes:
+        run_id: The run.
+        task: Its task's name.
+        args: Its positional arguments as plain data; None if they can't be in an event.
+        kwargs: Its keyword arguments, likewise.
+        parent_id: The run that deferred it.
+        error: ``{name, message, traceback, types}`` of a run that failed or was cancelled.
+        event: The event that started it, likewise as plain data.
+    """
+
+    run_id: str
+    task: str
+    args: list[Any] | None = None
+    kwargs: dict[str, Any] | None = None
+    parent_id: str | None = None
+    error: dict[str, Any] | None = None
+    event: dict[str, Any] | None = None
+
+
+# What the names of all events about runs begin with.
+LIFECYCLE = "celery_defer/run."
+run_completed = EventType(f"{LIFECYCLE}completed", RunEnded)
+run_failed = EventType(f"{LIFECYCLE}failed", RunEnded)
+run_cancelled = EventType(f"{LIFECYCLE}cancelled", RunEnded)

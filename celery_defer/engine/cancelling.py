@@ -78,7 +78,7 @@ def end(
     """
     error = cancelled_error(run_id, reason)
     row = store.runs.cancel_unowned(connection, run_id, error, PUBLISH_GRACE, process)
-    asked = row is None and store.runs.request_cancel(connection, run_id)
+    asked = row is None and store.runs.request_cancel(connection, run_id, error)
     if by is not None and (row is not None or asked):
         store.awaits.end_cancel(connection, *by)
     if row is not None:

@@ -6,6 +6,7 @@ commits, then Celery hears of it. So nobody resumes a run whose old execution is
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -182,11 +183,12 @@ class _Executor:
     def _cancel(self, reason: str) -> Finished | Left:
         run_id = self._execution.fence.run_id
         try:
-            error = cancelled_error(run_id, reason)
-            outgoing = self._finish(RunState.CANCELLED, None, error)
+            outgoing = self._finish(RunState.CANCELLED, None, cancelled_error(run_id, reason))
         except LeaseLost:
             return self._lost()
-        return Finished(RunState.CANCELLED, None, RunCancelledError(f"run {run_id} was {reason}"), outgoing)
+        row = self._look()  # the reason is that of who asked for it
+        why = f"run {run_id} was {reason}" if row is None else str(json.loads(row["error"])["message"])
+        return Finished(RunState.CANCELLED, None, RunCancelledError(why), outgoing)
 
     def _finish(self, state: RunState, result: str | None, error: str | None) -> Outgoing:
         """End the run with its deferrals in one transaction (I4); a death after it is made good by the sweep."""
@@ -280,13 +282,7 @@ class _Executor:
 
     def _refused(self, wanted: RunState) -> None:
         """A conditional write changed nothing: it is ours already, the run is to be cancelled, or it isn't ours."""
-        execution, store = self._execution, self._execution.host.store
-
-        def look() -> Any:
-            with store.autocommit() as connection:
-                return store.runs.look(connection, execution.fence.run_id)
-
-        found = execution.persist(look)
+        execution, found = self._execution, self._look()
         if found is None or found["epoch"] != execution.fence.epoch:
             raise LeaseLost
         if found["state"] == wanted and found["owner"] == execution.row["owner"]:
@@ -294,6 +290,15 @@ class _Executor:
         if found["state"] == RunState.RUNNING and found["cancel_requested"]:
             raise Cancelled
         raise LeaseLost
+
+    def _look(self) -> Any:
+        execution, store = self._execution, self._execution.host.store
+
+        def look() -> Any:
+            with store.autocommit() as connection:
+                return store.runs.look(connection, execution.fence.run_id)
+
+        return execution.persist(look)
 
     def _lost(self) -> Left:
         execution = self._execution

@@ -73,20 +73,22 @@ class Runs:
                 dialect,
                 run,
                 running if move == "cancel" else uncancelled,
-                _finished(move) | announcing,
+                _finished(run, move) | announcing,
                 (run.c.id,),
                 hot=True,
             )
             for move in ("complete", "fail", "cancel")
         }
         executed = and_(run.c.id == bindparam("run_id"), run.c.state == RunState.RUNNING)
-        self._request_cancel = Change(dialect, run, executed, {"cancel_requested": true()}, (run.c.id,))
+        because = func.coalesce(run.c.error, bindparam("because", type_=run.c.error.type))
+        asked = {"cancel_requested": true(), "error": because}
+        self._request_cancel = Change(dialect, run, executed, asked, (run.c.id,))
         idle = [state for state in sources(RUN, "cancel") if state != RunState.RUNNING]
         abandoned = and_(run.c.state == RunState.RUNNING, run.c.cancel_requested, run.c.lease_until < now())
         killed = and_(run.c.state == RunState.RUNNING, begins_with(run.c.owner, "process"))
         unowned = and_(run.c.id == bindparam("run_id"), or_(run.c.state.in_(idle), abandoned, killed))
         unannounced = {"publish_at": after("grace"), "lease_until": null()}
-        self._cancel_unowned = Change(dialect, run, unowned, _finished("cancel") | unannounced)
+        self._cancel_unowned = Change(dialect, run, unowned, _finished(run, "cancel") | unannounced)
         self._renew_one = Change(dialect, run, running, {"lease_until": after("lease")}, (run.c.cancel_requested,))
         landed = exists().where(step.c.run_id == run.c.id, step.c.epoch == run.c.epoch - 1).correlate(run)
         self._recount = Change(dialect, run, and_(mine, landed), {"crashes": 1}, (run.c.crashes,))
@@ -286,17 +288,18 @@ class Runs:
         ended = self._finish[move].first(connection, values)
         return None if ended is None else str(ended["id"])
 
-    def request_cancel(self, connection: Connection, run_id: str) -> bool:
+    def request_cancel(self, connection: Connection, run_id: str, error: str | None = None) -> bool:
         """Ask a running run to end; its epoch stays, so that the record in flight lands and learns of it.
 
         Args:
             connection: The open connection.
             run_id: Which run.
+            error: Why, as JSON text; the first word counts.
 
         Returns:
             Whether it was running.
         """
-        return self._request_cancel.first(connection, {"run_id": run_id}) is not None
+        return self._request_cancel.first(connection, {"run_id": run_id, "because": error}) is not None
 
     def cancel_unowned(
         self, connection: Connection, run_id: str, error: str, grace: float, process: str = ""
@@ -327,13 +330,15 @@ def _times(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _finished(move: str) -> dict[str, Any]:
+def _finished(run: Table, move: str) -> dict[str, Any]:
+    error = bindparam("new_error", type_=run.c.error.type)
     return {
         "state": target(RUN, move),
         "waiting_for": null(),
         "wake_at": null(),
         "result": bindparam("new_result"),
-        "error": bindparam("new_error"),
+        # who asked for the cancel first has left the reason
+        "error": func.coalesce(run.c.error, error) if move == "cancel" else error,
         "finished_at": now(),
         "publishes": 0,
     }

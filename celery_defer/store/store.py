@@ -26,6 +26,7 @@ from celery_defer.store.runs import Runs
 from celery_defer.store.steps import Steps
 from celery_defer.store.sweeper import Sweepers
 from celery_defer.store.tables import Tables
+from celery_defer.store.ticks import Ticks
 from celery_defer.store.waits import Waits
 from celery_defer.words import clock
 
@@ -76,6 +77,7 @@ class Store:
         self.events = Events(self.tables, self.dialect)
         self.awaits = Awaits(self.tables, self.dialect)
         self.known = Known(self.tables, self.dialect)
+        self.ticks = Ticks(self.tables, self.dialect)
         self.once = Once(self.tables, self.dialect)
         self.due = Due(self.tables, self.dialect, self.awaits)
         self.listing = Listing(self.tables)

@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 _NAMESPACE = uuid.UUID("6b1a3f6e-52f1-5a0e-9a30-1d0d1f3c5c11")
 
 EPOCH, PARENT, DEFERRAL = "defer_epoch", "defer_parent", "defer_deferral"
+CALLED = "defer_called_at"
 # Never on the broker: the worker's main process tells the pool that a message's id or stamps were revoked.
 REVOKED = "defer_revoked"
-OURS = (EPOCH, PARENT, DEFERRAL, REVOKED)
+OURS = (EPOCH, PARENT, DEFERRAL, CALLED, REVOKED)
 # Which trace a message belongs to: W3C Trace Context and Baggage, and Sentry's own header.
 _TRACE = ("traceparent", "tracestate", "baggage", "sentry-trace")
 
@@ -95,6 +96,8 @@ def from_request(request: Any, serializer: str | None) -> str:
         message["time_limit"], message["soft_time_limit"] = limits
     for stamp in message.get("stamped_headers", ()):
         message.setdefault("stamps", {})[stamp] = (request.stamps or {}).get(stamp)
+    if request.get(CALLED):
+        message["called_at"] = request.get(CALLED)
     sent = request.headers or {}
     headers = {key: value for key, value in sent.items() if key not in OURS and not key.startswith(_DEATHS)}
     if headers:
@@ -291,8 +294,9 @@ def _given(given: Mapping[str, Any]) -> dict[str, Any]:
     stamps = {stamp: given.get(stamp) for stamp in message.get("stamped_headers", ())}
     if stamps:
         message["stamps"] = stamps
-    if given.get("headers"):
-        message["headers"] = given["headers"]
+    headers = {name: value for name, value in (given.get("headers") or {}).items() if name != CALLED}
+    if headers:
+        message["headers"] = headers
     routing = {name: given[name] for name in _ROUTING if given.get(name) is not None}
     if hasattr(routing.get("queue"), "name"):
         routing["queue"] = routing["queue"].name

@@ -150,6 +150,7 @@ class Publisher:
         headers[EPOCH] = row["epoch"]
         stamps = frozen.pop("stamps", {})
         frozen.pop("children", None)
+        frozen.pop("called_at", None)
         expires = frozen.pop("expires", None)
         if row["epoch"] == 0:  # the first delivery only: a resume never expires
             frozen["expires"] = expires

@@ -76,8 +76,9 @@ def begin(task: Any, execution: Execution) -> None:
     Raises:
         Cancelled: It is too late, another run has its key, or an event has cancelled it.
     """
-    starts = getattr(task, "starts", None)
-    if starts is None or execution.records or execution.waits:
+    starts = task.starts
+    execution.cancellable = bool(starts.cancel_on)
+    if execution.records or execution.waits:
         return
     if starts.start_timeout is not None:
         latest = execution.asked_at() + timedelta(seconds=starts.start_timeout)
@@ -89,7 +90,6 @@ def begin(task: Any, execution: Execution) -> None:
         with store.autocommit() as connection:
             store.runs.finish_within(connection, execution.fence, starts.finish_timeout)
     if starts.cancel_on:
-        execution.cancellable = True
         _await_cancels(task, execution)
 
 

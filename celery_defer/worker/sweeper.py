@@ -13,9 +13,11 @@ from celery_defer.engine.delivery import process_name
 from celery_defer.engine.sweep import BATCH, Sweep
 from celery_defer.words import clock
 from celery_defer.worker import flags
+from celery_defer.worker.clockwork import Clockwork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
     from celery_defer.worker.host import Host
 
@@ -36,7 +38,8 @@ class Sweeper:
     """
 
     def __init__(self, host: Host) -> None:
-        self._host, self._sweep = host, Sweep(host)
+        self._host, self._sweep, self._clockwork = host, Sweep(host), Clockwork(host)
+        self._tick_at: datetime | None = None  # by this machine's clock
         self._me = f"{process_name()}{secrets.token_hex(4)}"
         self._ended = threading.Event()
         self._interval = host.settings.sweep_interval
@@ -84,9 +87,12 @@ class Sweeper:
             self._full_at = now + min(self._interval, self._term / 2)
             self._duties(now)
         found = self._sweep.timers()
+        self._tick()
         if found >= BATCH:
             return 0.0
         left = max(self._full_at - clock.monotonic(), 0.0)
+        if self._tick_at is not None:
+            left = min(left, max((self._tick_at - clock.utcnow()).total_seconds(), _SHORTEST))
         return min(max(self._sweep.next_due(left), _SHORTEST), left) if left else 0.0
 
     def _duties(self, now: float) -> None:
@@ -94,6 +100,7 @@ class Sweeper:
             while self._duty(self._sweep.rescue) >= BATCH:
                 pass
         self._duty(self._sweep.announce)
+        self._duty(self._sweep.heal)
         if now >= self._prune_at and self._duty(self._sweep.prune) < BATCH:
             self._prune_at = now + _PRUNE_EVERY
 
@@ -106,6 +113,11 @@ class Sweeper:
                 raise
             logger.exception("a duty of the sweep failed; it is tried again", extra={"duty": work.__name__})
             return 0
+
+    def _tick(self) -> None:
+        if self._tick_at is None or clock.utcnow() >= self._tick_at:
+            self._duty(self._clockwork.fire)
+            self._tick_at = self._clockwork.next_due(clock.utcnow())
 
     def _resign(self) -> None:
         try:

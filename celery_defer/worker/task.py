@@ -82,6 +82,9 @@ class DurableMixin(BodyMixin):
         args, kwargs = look(args or (), kwargs or {})
         if self.app.conf.task_always_eager:
             check_publication(self.name)  # Celery's own signal isn't sent then
+        else:  # events from now on are the run's own
+            called = {frozen.CALLED: clock.utcnow().isoformat()}
+            options["headers"] = {**called, **(options.get("headers") or {})}
         return super().apply_async(args, kwargs, task_id=task_id, **options)
 
     def apply(

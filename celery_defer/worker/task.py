@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from celery_defer.engine.execution import Execution
+    from celery_defer.triggers import Starts
     from celery_defer.words.contract import Contract
     from celery_defer.words.settings import RetryPolicy
     from celery_defer.worker.host import Host
@@ -55,6 +56,7 @@ class DurableMixin(BodyMixin):
     durable: Any
     policy: RetryPolicy
     contract: Contract
+    starts: Starts
 
     @property
     def host(self) -> Host:

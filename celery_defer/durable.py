@@ -100,10 +100,13 @@ class Durable:
             args: The function, if used without parentheses.
             options: What ``app.task`` takes, plus ``retries`` (4), ``retry_backoff`` (1 s, doubling),
                 ``retry_backoff_max`` (600 s) and ``retry_jitter`` (full), which hold for each step and for each
-                piece of the body between steps.
+                piece of the body between steps; and what starts and ends runs besides calls: ``triggers`` (up to 10
+                `On` and `Cron`), ``cancel_on`` (up to 5 `On`), ``start_timeout``, ``finish_timeout``, ``idempotency``
+                (a data path of the event, or a callable of its data).
 
         Raises:
             ConfigError: An option isn't known or its value can't be used.
+            InvalidExpressionError: A condition doesn't compile.
         """
         if self.app is None:
             return shared(self, *args, **options)

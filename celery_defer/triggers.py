@@ -244,6 +244,25 @@ class Cron:
         return ticks.follower(self.schedule, self._zone or tz)(after.astimezone(UTC))
 
 
+@dataclass(frozen=True)
+class Starts:
+    """How runs of a task are started and ended by something else than a call.
+
+    Attributes:
+        triggers: What starts one.
+        cancel_on: What cancels one, between its steps.
+        start_timeout: Seconds after which one that has not started is cancelled.
+        finish_timeout: Seconds after which one that has not finished is cancelled.
+        idempotency: A data path of its event, or a callable of the event's data: one run per value in 24 hours.
+    """
+
+    triggers: tuple[On | Cron, ...] = ()
+    cancel_on: tuple[On, ...] = ()
+    start_timeout: float | None = None
+    finish_timeout: float | None = None
+    idempotency: str | Callable[[dict[str, Any]], object] | None = None
+
+
 def _zone(name: Any) -> ZoneInfo:
     try:
         return ZoneInfo(name)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 from celery.app.task import Task
 from celery.exceptions import Ignore, Reject, Retry
 
+from celery_defer.engine.execution import LONGEST_WAIT
 from celery_defer.errors import ConfigError, NonRetriableError, StepError
+from celery_defer.triggers import Cron, On, Starts
 from celery_defer.words.durations import seconds
+from celery_defer.words.refusal import short
 from celery_defer.words.settings import RetryPolicy
 
-_OURS = ("retries", "retry_backoff", "retry_backoff_max", "retry_jitter")
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+STARTS = tuple(each.name for each in fields(Starts))
+_OURS = ("retries", "retry_backoff", "retry_backoff_max", "retry_jitter", *STARTS)
+_MOST_TRIGGERS = 10
+_MOST_CANCELS = 5
 # What ``app.task`` takes besides the attributes of a task class.
 _CELERYS = frozenset(
     {
@@ -32,10 +41,12 @@ class TaskOptions:
     Attributes:
         celery: What ``app.task`` gets.
         policy: How failing attempts are repeated.
+        starts: What starts and ends runs besides calls.
     """
 
     celery: dict[str, Any]
     policy: RetryPolicy
+    starts: Starts
 
 
 def parse(options: dict[str, Any], base: Any) -> TaskOptions:
@@ -47,6 +58,7 @@ def parse(options: dict[str, Any], base: Any) -> TaskOptions:
 
     Raises:
         ConfigError: An option isn't known or its value can't be used.
+        InvalidExpressionError: A condition in ``triggers`` or ``cancel_on`` doesn't compile.
     """
     if not isinstance(base, type) or not issubclass(base, Task):
         reason = f"option base must be a subclass of celery.Task, found {base!r:.80}"
@@ -80,7 +92,72 @@ def parse(options: dict[str, Any], base: Any) -> TaskOptions:
         never=never,
         passed=(Retry, Ignore, Reject),
     )
-    return TaskOptions(celery, policy)
+    starts = starts_of({name: celery.pop(name) for name in STARTS if name in celery})
+    return TaskOptions(celery, policy, starts)
+
+
+def starts_of(options: Mapping[str, Any]) -> Starts:
+    """Check what starts and ends runs besides calls.
+
+    Args:
+        options: What the user gave of it.
+
+    Raises:
+        ConfigError: A value can't be used.
+        InvalidExpressionError: A condition doesn't compile.
+    """
+    found = Starts(
+        triggers=_listed(options, "triggers", (On, Cron), _MOST_TRIGGERS),
+        cancel_on=_listed(options, "cancel_on", (On,), _MOST_CANCELS),
+        start_timeout=_timeout(options, "start_timeout"),
+        finish_timeout=_timeout(options, "finish_timeout"),
+        idempotency=options.get("idempotency"),
+    )
+    key = found.idempotency
+    if key is not None and not callable(key) and not (isinstance(key, str) and key):
+        reason = f"option idempotency can't be {short(key)}: give a data path such as 'cart_id', or a callable"
+        raise ConfigError(reason)
+    for name in ("triggers", "cancel_on"):
+        for each in getattr(found, name):
+            if isinstance(each, On):
+                each.check(cancels=name == "cancel_on")
+    return found
+
+
+def _listed(options: Mapping[str, Any], name: str, kinds: tuple[type, ...], most: int) -> tuple[Any, ...]:
+    value = options.get(name)
+    if value is None:
+        return ()
+    words = " and ".join(kind.__name__ for kind in kinds)
+    todo = f"give a list of up to {most} {words}, such as [On('order/created')]"
+    if not isinstance(value, list | tuple):
+        reason = f"option {name} can't be {short(value)}, found {type(value).__name__}: {todo}"
+        raise ConfigError(reason)
+    for each in value:
+        if not isinstance(each, kinds):
+            reason = f"option {name} can't have {short(each)}, found {type(each).__name__}: {todo}"
+            raise ConfigError(reason)
+    if len(value) > most:
+        reason = (
+            f"option {name} can't have {len(value)} entries: {todo}, and put events with the same terms into one On"
+        )
+        raise ConfigError(reason)
+    return tuple(value)
+
+
+def _timeout(options: Mapping[str, Any], name: str) -> float | None:
+    value = options.get(name)
+    if value is None:
+        return None
+    try:
+        found = seconds(value)
+    except ValueError as error:
+        reason = f"option {name}: {error}"
+        raise ConfigError(reason) from error
+    if not 0 < found <= LONGEST_WAIT:
+        reason = f"option {name} can't be {short(value)}: give more than nothing and at most a year"
+        raise ConfigError(reason)
+    return found
 
 
 def _errors(value: Any) -> tuple[type[BaseException], ...]:

@@ -10,12 +10,13 @@ from celery.local import Proxy
 from celery_defer.errors import ConfigError
 from celery_defer.words.contract import Contract
 from celery_defer.worker.calls import RecordingTask
-from celery_defer.worker.options import parse
+from celery_defer.worker.options import parse, starts_of
 from celery_defer.worker.task import DurableMixin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from celery_defer.worker.options import TaskOptions
     from celery_defer.worker.typed import BoundDecorator, Decorator, DurableTask
 
 P = ParamSpec("P")
@@ -70,6 +71,8 @@ def _on_bound(cls: Any, app: Any) -> None:
         cls.contract = Contract(function, bound=bound)
     if "policy" not in vars(cls):
         cls.policy = parse({}, cls).policy
+    if "starts" not in vars(cls):
+        cls.starts = starts_of(vars(cls))
 
 
 def register(durable: Any, *args: Any, **options: Any) -> Any:
@@ -84,8 +87,13 @@ def register(durable: Any, *args: Any, **options: Any) -> Any:
     parsed = parse(options, base)
     _check_function(args)
     # Celery would share the task with every other application of the process, which may have no Durable.
-    celery = {"shared": False, **parsed.celery, "base": composed(durable, base), "policy": parsed.policy}
-    return durable.app.task(*args, **celery)
+    return durable.app.task(*args, **{"shared": False, **_attributes(durable, base, parsed)})
+
+
+def _attributes(durable: Any, base: Any, parsed: TaskOptions) -> dict[str, Any]:
+    """Return what Celery makes the task of."""
+    ours = {"base": composed(durable, base), "policy": parsed.policy, "starts": parsed.starts}
+    return {**parsed.celery, **ours}
 
 
 def _check_function(args: tuple[Any, ...]) -> None:
@@ -141,10 +149,9 @@ def shared(owner: Any, /, *args: Any, **options: Any) -> Any:
                 return None
             base = options.get("base") or app.Task
             parsed = parse(options, base)
-            celery = {key: value for key, value in parsed.celery.items() if key not in ("shared", "lazy", "filter")}
-            return app._task_from_fun(  # noqa: SLF001 - what shared_task calls
-                function, **{**celery, "base": composed(durable, base), "policy": parsed.policy}
-            )
+            given = _attributes(durable, base, parsed)
+            given = {key: value for key, value in given.items() if key not in ("shared", "lazy", "filter")}
+            return app._task_from_fun(function, **given)  # noqa: SLF001 - what shared_task calls
 
         connect_on_app_finalize(make)
         _shared.append(make)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from celery_defer.engine.execution import Execution
+    from celery_defer.triggers import Starts
     from celery_defer.words.contract import Contract
     from celery_defer.words.settings import RetryPolicy
     from celery_defer.worker.host import Host
@@ -56,6 +57,7 @@ class DurableMixin(BodyMixin):
     durable: Any
     policy: RetryPolicy
     contract: Contract
+    starts: Starts
 
     @property
     def host(self) -> Host:

@@ -56,7 +56,7 @@ moments = st.datetimes(datetime(2026, 1, 1), datetime(2027, 1, 1), timezones=st.
 
 @patiently
 @given(
-    st.sampled_from(EXPRESSIONS), st.sampled_from(ZONES), moments, st.timedeltas(timedelta(0), timedelta(days=3)),
+    st.sampled_from(EXPRESSIONS), st.sampled_from(ZONES), moments, st.timedeltas(timedelta(0), timedelta(days=2)),
     st.lists(st.floats(0, 1), max_size=6),
 )  # fmt: skip
 def test_no_tick_is_missed_and_none_comes_twice(text, zone, start, length, parts):
@@ -140,7 +140,7 @@ def test_looking_each_second_fires_once_a_day(cron):
     """Through the days on which clocks are set."""
     for day in ("2026-03-29", "2026-10-25", "2026-06-01"):
         last = local(f"{day}T00:30")
-        fired = []
+        fired: list[datetime] = []
         for seconds in range(0, 5 * 3600, 60):
             now = last + timedelta(seconds=seconds + 1)
             tick = Cron(cron).due(fired[-1] if fired else last, now, PARIS)

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 # Levels of RabbitMQ's delayed delivery as kombu makes it for quorum queues (native_delayed_delivery.py).
 _DELAYED = ["celery_delayed_delivery", *(f"celery_delayed_{level}" for level in range(28))]
-# A reply queue that nobody deletes doesn't stay. RabbitMQ drops it with all replies after this time without a consumer,
-# and the first `get()` makes it anew, empty: longer than all that may happen between a call and that. In seconds.
-_REPLIES_KEPT = 3600
+# Celery's RPC in seconds: RabbitMQ drops a reply queue, with all replies, after this time without a consumer, and the
+# caller's first `get()` makes it anew, empty. Longer than anything between a call of a module and that; not much
+# longer, as a worker that hears of a revocation makes a queue that nobody deletes.
+_REPLIES_KEPT = 600
 _QUORUM = {
     "result_chord_retry_interval": 1.0,  # a countdown below a second is refused there
     "task_default_queue_type": "quorum",

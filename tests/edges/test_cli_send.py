@@ -217,6 +217,7 @@ BAD = {
     "7" * 5_000: "it isn't JSON",
     "[1]": 'it must be an object with "name" and "data", found list',
     '{"name": "a", "data": {}, "user": 1}': "it has an unknown field 'user'",
+    '{"name": "a", "data": {}, "[red]": 1}': "it has an unknown field '[red]'",
     '{"data": {}}': "it has no field 'name'",
     '{"name": "a"}': "it has no field 'data'",
     '{"name": 7, "data": {}}': "an event's name must be text, found int",
@@ -311,18 +312,19 @@ def test_the_document_says_where_to_go_on(shop: Shop, path: Path) -> None:
     assert shop.document("--file", path) == (1, {"sent": 1000, "skipped": 0, "next_line": 1001})
 
 
+@pytest.mark.parametrize(("moment", "options", "line"), [("say", [], 1001), ("advance", ["--from-line", "7"], 7)])
 def test_an_interruption_between_two_batches_goes_on_with_the_next_line(
-    shop: Shop, path: Path, monkeypatch: pytest.MonkeyPatch
+    shop: Shop, path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, options: list[str], line: int
 ) -> None:
-    """Whoever stops it while nothing waits to be sent sends nothing twice."""
+    """Whoever stops it while nothing waits to be sent, or on the way to the first line, sends nothing twice."""
     path.write_text(lines(*numbered(1000), "{", GOOD))
 
-    def interrupted(_progress: object, _line: str) -> None:
+    def interrupted(*_args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("celery_defer.cli.progress.Progress.say", interrupted)
-    result = shop.send("--file", path)
-    assert result.stderr == "Error: stopped before line 1001: KeyboardInterrupt: go on with --from-line 1001\n"
+    monkeypatch.setattr(f"celery_defer.cli.progress.Progress.{moment}", interrupted)
+    result = shop.send("--file", path, *options)
+    assert result.stderr == f"Error: stopped before line {line}: KeyboardInterrupt: go on with --from-line {line}\n"
 
 
 # -- the bar

@@ -55,7 +55,8 @@ def send(  # noqa: PLR0913 - each option is one
 
     A file has a JSON object on each line: {"name": "order/created", "data": {"order_id": 1}}, with "id" and "ts" if
     it likes. Bad lines are told on stderr and skipped, the rest is sent; the exit code is 1 then. If the broker goes
-    away, the last line says with which line to go on: events up to a batch before it may come twice if they have no id.
+    away, the last line says with which line to go on: the 1,000 events from there may have been sent already, so give
+    them ids.
 
     JSON: {"id"} of one event; {"sent", "skipped", "next_line"} of a file: the numbers of events sent and of lines
     skipped, and the line to go on with, null if all was done.

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast, overload
 
 from celery import signals
+from celery.utils import uuid
 
 from celery_defer.engine.awaiting import written
 from celery_defer.engine.cancelling import cancel
@@ -334,6 +335,34 @@ class Durable:
         outgoing = [cancel(store, row["child_id"]) for row in found if row["state"] == "dispatched" and row["durable"]]
         for each in outgoing:
             host.publish(each)
+
+    def send_event(self, event: Event[Any]) -> str:
+        """Send an event.
+
+        Args:
+            event: The event.
+
+        Returns:
+            Its id.
+
+        Raises:
+            PayloadError: Its data can't be sent.
+        """
+        return self.send_events([event])[0]
+
+    def send_events(self, events: list[Event[Any]]) -> list[str]:
+        """Send events.
+
+        Args:
+            events: The events.
+
+        Returns:
+            Their ids.
+
+        Raises:
+            PayloadError: The data of one can't be sent.
+        """
+        return [event.id or uuid() for event in events]
 
     def _home(self, run_id: str) -> tuple[Any, Store]:
         """Return where a run is kept: only an eager run itself sees its own records."""

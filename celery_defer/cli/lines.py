@@ -6,8 +6,9 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from celery_defer.engine.awaiting import written
 from celery_defer.errors import PayloadError
-from celery_defer.events import Event, EventType
+from celery_defer.events import Event
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -32,36 +33,35 @@ class Line:
     reason: str = ""
 
 
-def lines_of(file: Iterable[bytes], first: int) -> Iterator[Line]:
+def lines_of(file: Iterable[bytes], first: int, most: int) -> Iterator[Line]:
     """Read a file, line by line.
 
     Args:
         file: Lines with JSON in UTF-8; blank ones say nothing.
         first: The number of the first line that is looked at.
+        most: How many bytes an event's data may have.
     """
     for number, line in enumerate(file, 1):
         if number < first or not line.strip():
             yield Line(number, len(line))
             continue
         try:
-            yield Line(number, len(line), event=_event(line))
+            yield Line(number, len(line), event=_event(line, most))
         except PayloadError as error:
             yield Line(number, len(line), reason=str(error))
 
 
-def checked(event: Event[Any]) -> Event[Any]:
-    """Return an event that can be sent, with the model of its type.
+def checked(event: Event[Any], most: int) -> Event[Any]:
+    """Return an event that can be sent.
 
     Args:
         event: Its data is plain.
+        most: How many bytes that may have.
 
     Raises:
         PayloadError: The data doesn't fit the `EventType` that declares the name, or can't be sent.
     """
-    declared = EventType.declared.get(event.name)
-    if declared is not None:
-        event = declared(event.data, id=event.id, ts=event.ts)
-    event.plain_data()
+    written(event, most)
     return event
 
 
@@ -85,7 +85,7 @@ def value_of(text: str | bytes) -> Any:
         raise PayloadError(reason) from error
 
 
-def _event(line: bytes) -> Event[Any]:
+def _event(line: bytes, most: int) -> Event[Any]:
     fields = value_of(line)
     if not isinstance(fields, dict):
         reason = f'it must be an object with "name" and "data", found {type(fields).__name__}'
@@ -98,4 +98,4 @@ def _event(line: bytes) -> Event[Any]:
         if name not in fields:
             reason = f"it has no field {name!r}"
             raise PayloadError(reason)
-    return checked(Event(**fields))
+    return checked(Event(**fields), most)

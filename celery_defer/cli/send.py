@@ -73,7 +73,7 @@ def send(  # noqa: PLR0913 - each option is one
     durable, first = application.durable(), from_line or 1
     with Progress(_size(file), hidden=as_json, no_color=application.no_color) as progress:
         sending = _Sending(durable, progress, done=first - 1)
-        sending.send(lines_of(file, first))
+        sending.send(lines_of(file, first, durable.settings.event_bytes))
     sending.tell(as_json=as_json)
 
 
@@ -86,7 +86,7 @@ def _send_one(
     except PayloadError as error:
         raise click.BadParameter(str(error), param_hint="DATA") from error
     try:
-        sent = durable.send_event(checked(Event(name, plain, event_id, ts)))
+        sent = durable.send_event(checked(Event(name, plain, event_id, ts), durable.settings.event_bytes))
     except (OperationalError, OSError) as error:
         reason = f"the event was not sent: {error}"
         raise click.ClickException(reason) from error

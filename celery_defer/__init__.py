@@ -22,7 +22,7 @@ from celery_defer.errors import (
     StepTimeoutError,
     UnknownRunError,
 )
-from celery_defer.events import Event, EventType
+from celery_defer.events import Event, EventType, RunEnded, run_cancelled, run_completed, run_failed
 from celery_defer.triggers import Cron, On
 from celery_defer.words.records import DeferralRecord, ParentRef, Run, Step
 from celery_defer.worker.deferring import Deferral, defer
@@ -55,6 +55,7 @@ __all__ = [
     "RetryAfterError",
     "Run",
     "RunCancelledError",
+    "RunEnded",
     "RunPage",
     "SchemaError",
     "Step",
@@ -65,6 +66,9 @@ __all__ = [
     "UnknownRunError",
     "current_run",
     "defer",
+    "run_cancelled",
+    "run_completed",
+    "run_failed",
     "shared_durable_task",
     "step",
 ]

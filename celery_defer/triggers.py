@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from celery_defer.errors import ConfigError, PayloadError
-from celery_defer.events import Event, EventType
+from celery_defer.events import LIFECYCLE, Event, EventType
 from celery_defer.words import guard, ticks
 from celery_defer.words.codec import plain
 from celery_defer.words.correlation import at, same
@@ -24,8 +24,6 @@ logger = logging.getLogger("celery_defer.triggers")
 
 # The name of the event that a schedule's run gets.
 CRON = "celery_defer/cron"
-# What the names of all events about runs begin with.
-LIFECYCLE = "celery_defer/run."
 # In a trigger there is no run yet, and so no second event.
 _STARTING = ("event",)
 _CANCELLING = ("event", "async")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_defer.engine.ports import Outgoing
 from celery_defer.errors import PayloadError
-from celery_defer.triggers import LIFECYCLE
+from celery_defer.events import LIFECYCLE
 from celery_defer.words import guard
 from celery_defer.words.settings import PUBLISH_GRACE
 from celery_defer.words.states import RunState

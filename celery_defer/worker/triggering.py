@@ -10,7 +10,7 @@ from kombu.utils import json
 
 from celery_defer.engine.offspring import seconds_until
 from celery_defer.engine.routing import Birth
-from celery_defer.events import EventType, built
+from celery_defer.events import LIFECYCLE, EventType, built
 from celery_defer.store.once import key_of
 from celery_defer.triggers import CRON, Cron, On
 from celery_defer.words.settings import PUBLISH_GRACE
@@ -75,7 +75,9 @@ class Triggers:
     def names(self) -> set[str]:
         """Return the names of events that the application's code uses."""
         used = {name for task in self._tasks() for on in task.starts.cancel_on for name in on.names}
-        return used | self._named().keys() | EventType.declared.keys()
+        # that runs end is told if somebody uses it, not because the names are declared here
+        declared = {name for name in EventType.declared if not name.startswith(LIFECYCLE)}
+        return used | declared | self._named().keys()
 
     def _tasks(self) -> Iterator[Any]:
         self._app.finalize()

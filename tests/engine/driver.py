@@ -61,7 +61,7 @@ class DrivenHost(Host):
 
     def _open(self):
         super()._open()
-        self.heartbeat = _PromptHeartbeat(self.store, self.settings, self.publish)
+        self.heartbeat = _PromptHeartbeat(self)
 
     def stopping(self):
         return self.halt

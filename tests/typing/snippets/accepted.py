@@ -157,6 +157,7 @@ def triggered(order: Order) -> str:
 def with_event(self: Any, event: Event[Order], bare: Event | None = None) -> str:
     assert_type(event.data, Order)
     if bare is not None:
+        assert_type(bare.data, dict[str, Any])
     return event.data.order_id
 
 

@@ -81,7 +81,7 @@ def wait_for_event(  # noqa: PLR0913 - the public call's
         match=matched(match, execution.event),
         if_=_checked(if_),
         variables=_variables(variables),
-        event=_guarded(own_event(execution)) if if_ is not None else None,
+        event=_as_event(own_event(execution)) if if_ is not None else None,
         but=_started_by(execution),
     )
     awaited = Awaited([*types], terms, _since(execution, lookback))
@@ -163,7 +163,7 @@ def matched(match: Mapping[str, Any] | str | None, own: Any) -> dict[str, Any]:
         own: Returns the data of the run's own event.
 
     Raises:
-        PayloadError: A value is missing or null, or can't be compared.
+        InvalidArgumentError: A value is missing or null, or can't be compared.
     """
     if match is None:
         return {}
@@ -174,7 +174,7 @@ def matched(match: Mapping[str, Any] | str | None, own: Any) -> dict[str, Any]:
                 f"match={match!r} can't be used: this run's own event has no field {match!r}, found"
                 f" {sorted(own())}: name one of them, or give match={{{match!r}: value}}"
             )
-            raise PayloadError(reason)
+            raise InvalidArgumentError(reason)
         match = {match: value}
     if not isinstance(match, Mapping):
         reason = f"match must be values by data path, or the path of one, found {short(match)}"
@@ -183,13 +183,12 @@ def matched(match: Mapping[str, Any] | str | None, own: Any) -> dict[str, Any]:
     for path, value in match.items():
         if not isinstance(path, str) or not path:
             reason = f"match needs data paths as keys, found {path!r:.60}: write match={{'order.id': value}}"
-            raise PayloadError(reason)
+            raise InvalidArgumentError(reason)
         if value is None:
             reason = f"match can't be used: the value for {path!r} is None, which would match events without the field"
-            raise PayloadError(reason)
-        found[path] = plain(value)
-    guard.check(found, "match")
-    return found
+            raise InvalidArgumentError(reason)
+        found[path] = value
+    return _guarded(found, "match")
 
 
 def _types(event: Awaitable | Sequence[Awaitable]) -> dict[str, EventType[Any] | None]:
@@ -205,8 +204,16 @@ def _types(event: Awaitable | Sequence[Awaitable]) -> dict[str, EventType[Any] |
             reason = f"a wait needs an event's name or its EventType, found {each!r:.60}"
             raise InvalidArgumentError(reason)
         if isinstance(each, str):
-            Event(each)  # which checks its name
+            _check_name(each)
     return {(each if isinstance(each, str) else each.name): _type(each) for each in listed}
+
+
+def _check_name(name: str) -> None:
+    try:
+        Event(name)
+    except PayloadError as error:
+        reason = f"a wait can't be for this event: {error}"
+        raise InvalidArgumentError(reason) from error
 
 
 def _type(event: Awaitable) -> EventType[Any] | None:
@@ -238,9 +245,9 @@ def _checked(if_: str | None) -> str | None:
     return if_
 
 
-def _guarded(event: dict[str, Any]) -> dict[str, Any]:
+def _as_event(event: dict[str, Any]) -> dict[str, Any]:
     """Let only such arguments of a call into expressions as may be in an event."""
-    guard.check(event["data"], "this run's own event, which if_ may use,")
+    _guarded(event["data"], "this run's own event, which if_ may use,")
     return event
 
 
@@ -250,8 +257,16 @@ def _variables(variables: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if not isinstance(variables, Mapping):
         reason = f"vars must be values by name, found {short(variables)}"
         raise InvalidArgumentError(reason)
-    found = plain(dict(variables))
-    guard.check(found, "vars")
+    return _guarded(variables, "vars")
+
+
+def _guarded(values: Mapping[str, Any], what: str) -> dict[str, Any]:
+    try:
+        found = plain(dict(values))
+        guard.check(found, what)
+    except (PayloadError, TypeError, ValueError) as error:
+        reason = f"{what} can't be used: {error}"
+        raise InvalidArgumentError(reason) from error
     return dict(found)
 
 

@@ -51,7 +51,6 @@ _FINAL = (
     StepError,
     NonRetriableError,
     LimitExceededError,
-    PayloadError,
     InvalidArgumentError,
     InvalidExpressionError,
     ConfigError,

@@ -193,7 +193,9 @@ class Router:
     ) -> set[tuple[str, str]]:
         """Return which runs had taken which of the events before they waited again: those are theirs no more."""
         latest = max((wait["created_at"] for wait in waits), default=None)
-        before = {event.key for events in wanting.values() for event in events if latest and event.received_at <= latest}
+        before = {
+            event.key for events in wanting.values() for event in events if latest and event.received_at <= latest
+        }
         return self._store.awaits.taken(connection, [wait["run_id"] for wait in waits], before)
 
     def _start(self, events: Sequence[RecordedEvent]) -> None:

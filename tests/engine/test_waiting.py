@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from celery_defer.store.sql import now
 from celery_defer import Event, EventType, PayloadError, current_run, defer, step
+from celery_defer.store.sql import now
 from tests.engine.driver import CrashError, execution, notes
 from tests.services import EVERY_DATABASE
 
@@ -484,7 +484,9 @@ def test_a_run_that_was_woken_by_nobody_we_know_waits_on_and_loses_no_event(driv
     driver.work()
     run = driver.store.tables.run
     with driver.store.autocommit() as connection:
-        connection.execute(run.update().where(run.c.id == run_id).values(state="pending", waiting_for=None, publish_at=now()))
+        connection.execute(
+            run.update().where(run.c.id == run_id).values(state="pending", waiting_for=None, publish_at=now())
+        )
     driver.route(paid(n=6))
     assert driver.run(run_id).state == "pending"
     driver.publish_due()

@@ -36,6 +36,7 @@ logger = logging.getLogger("celery_defer.route")
 
 # An event's id, and an idempotency key, is remembered for so long, in seconds.
 REMEMBERED = 24 * 3600.0
+_REFUSED = "the database refuses an event, which is dropped"
 _UNREADABLE = "an event can't be read and is dropped: %s"
 
 
@@ -107,7 +108,18 @@ class Router:
             sent = [event for event in sent if event["name"] in known.names]
             if not sent:
                 return []
-        return self._store.transact(lambda connection: self._recorded(connection, sent, outbox, again))
+        try:
+            return self._store.transact(lambda connection: self._recorded(connection, sent, outbox, again))
+        except Exception as error:
+            if not self._store.refuses(error):
+                raise
+            parts: list[tuple[Sequence[Any], Sequence[str], Sequence[str]]] = [([each], (), ()) for each in sent]
+            parts += [((), [each], ()) for each in outbox]
+            if len(parts) + len(again) > 1:  # one bad event doesn't keep others from being recorded
+                parts += [((), (), again)] if again else []
+                return [event for part in parts for event in self._record(*part)]
+            logger.exception(_REFUSED)
+            return []
 
     def _recorded(
         self, connection: Connection, sent: Sequence[dict[str, Any]], outbox: Sequence[str], again: Sequence[str]

@@ -93,7 +93,7 @@ class Router:
     def _readable(sent: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         for event in sent:
             try:
-                checked = Event(event["name"], event["data"], event["id"], event.get("ts"))
+                checked = Event(event["name"], event["data"], event["id"] or "", event.get("ts"))
                 yield {"name": checked.name, "data": checked.plain_data(), "id": checked.id, "ts": checked.ts}
             except (DurableError, KeyError, TypeError, AttributeError) as error:
                 # our own senders have checked it
@@ -129,8 +129,10 @@ class Router:
         known = self._host.knowledge.current(connection)
         all_ = self._host.settings.event_log == "all"
         wanted_ = [each for each in (*sent, *self._readable(left)) if all_ or each["name"] in known.names]
-        by_id = {each["id"]: each for each in reversed(wanted_)}  # the first one of an id counts
-        fresh = self._new(known.now, list(reversed(by_id.values())))
+        by_id: dict[str, dict[str, Any]] = {}
+        for each in wanted_:
+            by_id.setdefault(each["id"], each)  # the first one of an id counts
+        fresh = self._new(known.now, list(by_id.values()))
         holders = {key_of("event", event.id): event.key for event in fresh}
         others = store.once.claim(connection, holders, REMEMBERED)
         new = [event for event in fresh if key_of("event", event.id) not in others]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import and_, bindparam, delete, exists, insert, select, update
 
 from celery_defer.store.change import Change, Insertion, whole
+from celery_defer.store.cipher import opened
 from celery_defer.store.sql import after, now
 from celery_defer.words.states import WaitStatus
 
@@ -193,7 +194,7 @@ class Events:
             return []
         found = connection.execute(self._take, {"listed": list(ids)}).mappings().all()
         connection.execute(self._drop, {"listed": list(ids)})
-        by_id = {row["id"]: json.loads(row["event"]) for row in found}
+        by_id = {row["id"]: json.loads(opened(row["event"])) for row in found}
         return [by_id[each] for each in ids if each in by_id]
 
     def resend(self, connection: Connection, lease: float, most: int) -> list[str]:
@@ -211,4 +212,5 @@ class Events:
 
 
 def _recorded(row: RowMapping) -> RecordedEvent:
-    return RecordedEvent(row["key"], row["id"], row["name"], json.loads(row["data"]), row["ts"], row["received_at"])
+    data = json.loads(opened(row["data"]))
+    return RecordedEvent(row["key"], row["id"], row["name"], data, row["ts"], row["received_at"])

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from celery_defer.store.store import Store
 
+_LEFT = "celery_defer.after_commit"  # what is to be done, in a session's own ``info``
+
 
 def connection_of(store: Store, session: Any) -> Connection:
     """Return the connection of a caller's transaction.
@@ -52,19 +54,25 @@ def after_commit(session: Any, work: Callable[[], object]) -> None:
         session = session()
     if not isinstance(session, Session):
         return
-    over = [False]
+    left = session.info.get(_LEFT)
+    if left is None:
+        left = session.info[_LEFT] = []
+        # once for a session, and never removed: that can't be done while they are called
+        event.listen(session, "after_commit", _committed)
+        event.listen(session, "after_transaction_end", _ended)
+    left.append(work)
 
-    def committed(_session: Session) -> None:
-        # a savepoint's release is no commit
-        if not over[0] and not session.in_nested_transaction():
-            over[0] = True
-            work()
 
-    def ended(_session: Session, transaction: Any) -> None:
-        if transaction.parent is None:
-            over[0] = True
-            event.remove(session, "after_commit", committed)
-            event.remove(session, "after_transaction_end", ended)
+def _committed(session: Session) -> None:
+    if session.in_nested_transaction():  # a savepoint's release is no commit
+        return
+    left = session.info[_LEFT]
+    todo = left.copy()
+    left.clear()
+    for work in todo:
+        work()
 
-    event.listen(session, "after_commit", committed)
-    event.listen(session, "after_transaction_end", ended)
+
+def _ended(session: Session, transaction: Any) -> None:
+    if transaction.parent is None:
+        session.info[_LEFT].clear()

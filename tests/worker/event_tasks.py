@@ -307,6 +307,10 @@ def faults(die: Callable[[str], None], folder: Path) -> dict[str, Callable[[], N
     def no_heal() -> None:
         Sweep.heal = lambda self: 0  # type: ignore[method-assign]
 
+    def clock_ahead() -> None:
+        utcnow = clock.utcnow
+        clock.utcnow = lambda: utcnow() + timedelta(seconds=0.3)  # type: ignore[assignment]
+
     def no_look_back() -> None:
         arming.look_back = lambda *args: None
 
@@ -321,5 +325,6 @@ def faults(die: Callable[[str], None], folder: Path) -> dict[str, Callable[[], N
         "no-look-back": no_look_back,
         "route-soon": route_soon,
         "no-heal": no_heal,
+        "clock-ahead": clock_ahead,
     }
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import atexit
 import base64
 import binascii
 import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast, overload
 
-from celery import signals
-
 from celery_defer.engine.awaiting import written
 from celery_defer.engine.cancelling import cancel
-from celery_defer.errors import ConfigError, DurableError, UnknownRunError
+from celery_defer.errors import ConfigError, UnknownRunError
 from celery_defer.store import schema
 from celery_defer.words.durations import moment
-from celery_defer.worker import flags
+from celery_defer.worker import processes
 from celery_defer.worker.config import Config
 from celery_defer.worker.eager import host_of
 from celery_defer.worker.host import Host
@@ -24,9 +21,7 @@ from celery_defer.worker.reading import RunPage, page_of, run_of
 from celery_defer.worker.registration import adopt, composed, register, shared
 from celery_defer.worker.revoke import ControlStep
 from celery_defer.worker.router import register_router, send, send_in
-from celery_defer.worker.stray import check_publication
-from celery_defer.worker.sweeper import Sweeper, SweeperStep
-from celery_defer.worker.task import after_task
+from celery_defer.worker.sweeper import SweeperStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -353,35 +348,4 @@ def _opened(cursor: str) -> tuple[datetime, str]:
         raise ValueError(reason) from error
 
 
-def _durable(app: Any) -> Durable | None:
-    return getattr(app, "durable", None)
-
-
-def _beat_started(sender: Any, **_kwargs: Any) -> None:
-    durable = _durable(sender.app)
-    if durable is not None:
-        try:
-            durable.prepare()
-        except DurableError as error:
-            raise SystemExit(str(error)) from error  # Celery would only log what a signal's receiver raises
-        sweeper = Sweeper(durable.host)
-        sweeper.start()
-        atexit.register(sweeper.stop)
-
-
-def _stopping(**_kwargs: Any) -> None:
-    flags.stop()
-
-
-def _process_ended(**_kwargs: Any) -> None:
-    for host in list(Host.opened):
-        host.close()
-
-
-signals.task_postrun.connect(after_task, weak=False)
-signals.before_task_publish.connect(check_publication, weak=False)
-signals.beat_init.connect(_beat_started, weak=False)
-signals.beat_embedded_init.connect(_beat_started, weak=False)
-signals.worker_shutting_down.connect(_stopping, weak=False)
-signals.worker_process_shutdown.connect(_process_ended, weak=False)
-signals.worker_shutdown.connect(_process_ended, weak=False)
+processes.connect()

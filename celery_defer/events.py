@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime  # noqa: TC003 - pydantic reads the hints of an Event that a step returns
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic
+
+from typing_extensions import TypeVar
 
 from celery_defer.errors import PayloadError
 from celery_defer.words import guard
@@ -15,7 +17,8 @@ from celery_defer.words.json_text import plain_text
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-T = TypeVar("T")
+# An `Event` of no declared type has an object as its data.
+T = TypeVar("T", default=dict[str, Any])
 LONGEST_NAME = 200
 LONGEST_ID = 200
 

@@ -213,15 +213,6 @@ class Cron:
         schedule = self.schedule if isinstance(self.schedule, str) else repr(self.schedule)
         return schedule if self.tz is None else f"TZ={self.tz} {schedule}"
 
-    def event(self, tick: datetime, id: str) -> dict[str, Any]:
-        """Return the event of a tick in its plain form.
-
-        Args:
-            tick: When it was.
-            id: The event's id.
-        """
-        return {"name": CRON, "data": self.kwargs, "id": id, "ts": tick.isoformat()}
-
     def due(self, last: datetime, now: datetime, tz: tzinfo) -> datetime | None:
         """Return the latest tick after a moment up to another one, in UTC; None if there is none.
 

@@ -26,10 +26,13 @@ class Application:
     Args:
         app: The Celery application.
         no_color: Whether the user wants none.
+
+    Attributes:
+        no_color: Whether the user wants none.
     """
 
     def __init__(self, app: Any, *, no_color: bool) -> None:
-        self._app, self._no_color = app, no_color
+        self._app, self.no_color = app, no_color
         self._durable: Durable | None = None
 
     def durable(self) -> Durable:
@@ -65,12 +68,16 @@ class Application:
         """Return where tables are drawn."""
         from celery_defer.cli.screen import Screen  # noqa: PLC0415 - rich is slow to import, and JSON needs none
 
-        return Screen(width=shutil.get_terminal_size((120, 24)).columns, no_color=self._no_color)
+        return Screen(width=shutil.get_terminal_size((120, 24)).columns, no_color=self.no_color)
 
     def close(self) -> None:
         """Write what is noted and close connections."""
         if self._durable is not None:
             self._durable.close()
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Write one JSON document instead of tables.")
+pass_application = click.make_pass_decorator(Application)
 
 
 def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from celery.bin.base import handle_preload_options
 
-from celery_defer.cli.application import Application, one_line_errors
+from celery_defer.cli.application import Application, json_option, one_line_errors, pass_application
 from celery_defer.cli.plain import document, plain_page, plain_run
+from celery_defer.cli.send import send
 from celery_defer.cli.times import past
 from celery_defer.words.states import TERMINAL, RunState
 
@@ -17,15 +18,12 @@ if TYPE_CHECKING:
 
     from celery_defer.words.records import Run
 
-_json = click.option("--json", "as_json", is_flag=True, help="Write one JSON document instead of tables.")
-_application = click.make_pass_decorator(Application)
-
 
 @click.group(name="defer", context_settings={"help_option_names": ["-h", "--help"]})
 @click.pass_context
 @handle_preload_options
 def defer(context: click.Context, **_preload: Any) -> None:
-    """Durable runs: list them, look into one, cancel one, bring the tables up to date."""
+    """Durable runs: list them, look into one, cancel one; send events; bring the tables up to date."""
     celery = context.obj
     context.obj = Application(celery.app, no_color=bool(celery.no_color))
     context.call_on_close(context.obj.close)
@@ -41,8 +39,8 @@ def defer(context: click.Context, **_preload: Any) -> None:
 @click.option("--include-deferred", is_flag=True, help="Also runs that a deferral started.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many at most.")
 @click.option("--cursor", help="Goes on after a page: the cursor that it ended with.")
-@_json
-@_application
+@json_option
+@pass_application
 @one_line_errors
 def runs(  # noqa: PLR0913 - each option is one
     application: Application,
@@ -84,8 +82,8 @@ def runs(  # noqa: PLR0913 - each option is one
 
 @defer.command()
 @click.argument("run_id", metavar="RUN")
-@_json
-@_application
+@json_option
+@pass_application
 @one_line_errors
 def show(application: Application, run_id: str, *, as_json: bool) -> None:
     """Show a run with its steps, its deferrals and its children.
@@ -106,8 +104,8 @@ def show(application: Application, run_id: str, *, as_json: bool) -> None:
 
 @defer.command()
 @click.argument("run_id", metavar="RUN")
-@_json
-@_application
+@json_option
+@pass_application
 @one_line_errors
 def cancel(application: Application, run_id: str, *, as_json: bool) -> None:
     """Cancel a run: at once if it is pending or waiting, before its next step if it is running.
@@ -135,8 +133,8 @@ def _told(run: Run, *, over: bool) -> str:
 
 
 @defer.command()
-@_json
-@_application
+@json_option
+@pass_application
 @one_line_errors
 def migrate(application: Application, *, as_json: bool) -> None:
     """Bring the tables up to date; when they are, nothing is done.
@@ -148,3 +146,6 @@ def migrate(application: Application, *, as_json: bool) -> None:
         click.echo(document({"changed": changed}))
     else:
         click.echo("the tables were brought up to date" if changed else "the tables are up to date")
+
+
+defer.add_command(send)

@@ -129,7 +129,7 @@ class Screen:
             least = None if columns[number].whole else min(longest, _NARROWEST)
             table.add_column(columns[number].name, no_wrap=columns[number].whole, overflow="fold", min_width=least)
         for row in rows:
-            table.add_row(*(_text(row[number]) for number in used))
+            table.add_row(*(visible(row[number]) for number in used))
         if title:
             self._say(f"\n{title}")
         if Measurement.get(self._console, self._console.options.update(max_width=10_000), table).minimum <= self._width:
@@ -148,15 +148,20 @@ class Screen:
         shown = [(name, value) for name, value in parts if value not in (None, "")]
         names = max(len(name) for name, _ in shown)
         for name, value in shown:
-            line = Text.assemble((f"{name:<{names}}  ", "bold"), _text(value))
+            line = Text.assemble((f"{name:<{names}}  ", "bold"), visible(value))
             self._console.print(line, soft_wrap=True)
 
     def _say(self, line: str, style: str = "") -> None:
-        self._console.print(_text(line, lines=True), style=style, soft_wrap=True)
+        self._console.print(visible(line, lines=True), style=style, soft_wrap=True)
 
 
-def _text(value: Any, *, lines: bool = False) -> Text:
-    """Return what is shown of a value: control characters of a user's text don't reach the terminal."""
+def visible(value: Any, *, lines: bool = False) -> Text:
+    """Return what is shown of a value: control characters of a user's text don't reach the terminal.
+
+    Args:
+        value: Text.
+        lines: Whether it may have several.
+    """
     if isinstance(value, Text):
         return value
     kept = "\n" if lines else ""

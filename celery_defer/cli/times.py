@@ -33,6 +33,18 @@ def past(_context: click.Context, _option: click.Parameter, value: str | None) -
     raise click.BadParameter(reason)
 
 
+def instant(_context: click.Context, _option: click.Parameter, value: str | None) -> datetime | None:
+    """Read an option's value: a time.
+
+    Raises:
+        click.BadParameter: It isn't one.
+    """
+    try:
+        return None if value is None else moment(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 def _ago(value: str) -> datetime:
     return clock.utcnow() - timedelta(seconds=seconds(value))
 

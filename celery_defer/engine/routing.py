@@ -10,6 +10,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from celery_defer.correlation import Filed
 from celery_defer.engine.arming import arm, await_cancels
 from celery_defer.engine.claiming import CHUNK, claim
 from celery_defer.engine.lookback import Open
@@ -156,7 +157,14 @@ class Router:
         for place in range(0, len(listed), CHUNK):
             with self._store.autocommit() as connection:
                 waits = self._store.awaits.listed(connection, listed[place : place + CHUNK])
+            self._heal(listed[place : place + CHUNK], waits, filed)
             yield _chosen(((wait, key) for wait in waits for key in filed[wait["id"]]), wanting)
+
+    def _heal(self, ids: Sequence[int], waits: Sequence[Any], filed: Mapping[int, Sequence[Key]]) -> None:
+        """Take out of the registry what SQL says is over."""
+        over = set(ids) - {wait["id"] for wait in waits}
+        if over and self._host.registry is not None:
+            self._host.registry.remove([Filed(wait_id, 0.0, tuple(filed[wait_id])) for wait_id in over])
 
     def _matches_in_sql(
         self, wanting: Mapping[Key, Sequence[RecordedEvent]], keys: Sequence[Key]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 MISSING: Any = object()
-_SIZE = 20
+_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Shape:
     def id(self) -> str:
         """What the shape is called in SQL and in Redis."""
         written = json.dumps([self.name, *self.paths], ensure_ascii=True)
-        return hashlib.blake2b(written.encode(), digest_size=12).hexdigest()
+        return hashlib.blake2b(written.encode(), digest_size=8).hexdigest()
 
     def digest_of(self, data: Mapping[str, Any], secret: bytes = b"") -> str | None:
         """Return the digest of an event's data, or None if a field isn't there: then no wait of this shape matches.

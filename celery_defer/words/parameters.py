@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, is_dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Unpack, get_args, get_origin
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Union, Unpack, get_args, get_origin
 
 from pydantic import BaseModel
 
 from celery_defer.errors import PayloadError
+from celery_defer.events import Event
 from celery_defer.words.codec import PLAIN, Codec, codec_for, plain
 from celery_defer.words.hints import hints, underlying
 from celery_defer.words.json_text import FAULTS, decode, is_scalar, plain_text
@@ -31,11 +33,13 @@ class Parameter:
         name: Its name.
         owner: The function, for messages.
         codec: How its annotation is written; of ``*args`` and ``**kwargs`` that of each item.
+        takes_event: Whether it is annotated with the event itself.
     """
 
     name: str
     owner: str
     codec: Codec = PLAIN
+    takes_event: bool = False
 
     def check(self, value: Any) -> Any:
         """Write an argument as plain data that its receiver can read.
@@ -123,7 +127,10 @@ class Parameters:
         by_name: Those that take keyword arguments.
         rest: Takes further positional arguments.
         others: Takes further keyword arguments.
-        subject: The only required one, if that is a model or a dataclass.
+        subject: The only required one besides events, if that is a model or a dataclass; if there are only events, the
+            first.
+        reserved: Names that no keyword argument can have.
+        is_open: Whether there is a ``**kwargs``.
     """
 
     signature: inspect.Signature
@@ -132,6 +139,8 @@ class Parameters:
     rest: Parameter
     others: Parameter
     subject: Parameter | None
+    reserved: frozenset[str]
+    is_open: bool
 
 
 def parameters_of(fn: Callable[..., Any], owner: str, *, bound: bool) -> Parameters:
@@ -149,21 +158,42 @@ def parameters_of(fn: Callable[..., Any], owner: str, *, bound: bool) -> Paramet
         signature = inspect.signature(fn)
     except (ValueError, TypeError):
         signature = inspect.signature(lambda *_args, **_kwargs: None)
-    found = list(signature.parameters.values())
-    if bound and found and found[0].kind in _BY_PLACE:
-        del found[0]
+    every = list(signature.parameters.values())
+    found = every[1:] if bound and every and every[0].kind in _BY_PLACE else every
     hinted = hints(underlying(fn))
-    made = {one.name: Parameter(one.name, owner, _codec_of(hinted.get(one.name, Any))) for one in found}
+    made = {one.name: _made(one.name, owner, hinted.get(one.name, Any)) for one in found}
     by_kind = {one.kind: made[one.name] for one in found}
     required = [made[one.name] for one in found if one.default is one.empty and one.kind in (*_BY_PLACE, *_BY_NAME)]
+    by_name = {one.name: made[one.name] for one in found if one.kind in _BY_NAME}
     return Parameters(
         signature=signature.replace(parameters=found, return_annotation=inspect.Signature.empty),
         by_place=tuple(made[one.name] for one in found if one.kind in _BY_PLACE),
-        by_name={one.name: made[one.name] for one in found if one.kind in _BY_NAME},
+        by_name=by_name,
         rest=by_kind.get(inspect.Parameter.VAR_POSITIONAL, Parameter("*", owner)),
         others=by_kind.get(inspect.Parameter.VAR_KEYWORD, Parameter("**", owner)),
-        subject=required[0] if len(required) == 1 and _is_record(required[0].codec) else None,
+        subject=_subject(required),
+        reserved=frozenset(one.name for one in every if one.kind in _BY_PLACE and one.name not in by_name),
+        is_open=inspect.Parameter.VAR_KEYWORD in by_kind,
     )
+
+
+def _made(name: str, owner: str, hint: Any) -> Parameter:
+    return Parameter(name, owner, _codec_of(hint), takes_event=_is_event(hint))
+
+
+def _is_event(hint: Any) -> bool:
+    """Tell whether a hint is ``Event`` or ``Event[Model]``, perhaps as a member of a union or with metadata."""
+    if (get_origin(hint) or hint) is Event:
+        return True
+    return get_origin(hint) in (Annotated, Union, UnionType) and any(map(_is_event, get_args(hint)))
+
+
+def _subject(required: list[Parameter]) -> Parameter | None:
+    """Give the parameter whose data is that of the run's event."""
+    others = [one for one in required if not one.takes_event]
+    if not others:
+        return required[0] if required else None
+    return others[0] if len(others) == 1 and _is_record(others[0].codec) else None
 
 
 def _codec_of(hint: Any) -> Codec:

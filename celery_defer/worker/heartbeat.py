@@ -8,17 +8,19 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from celery_defer.engine.claiming import time_out
+from celery_defer.engine.lifecycle import tell_ends
 from celery_defer.engine.ports import Outgoing
+from celery_defer.engine.sweep import TIMEOUTS
 from celery_defer.words import clock
 from celery_defer.words.records import Fence
 from celery_defer.words.settings import PUBLISH_GRACE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from celery_defer.engine.execution import Execution
-    from celery_defer.store import Store
-    from celery_defer.words.settings import Settings
+    from celery_defer.engine.ports import Host
 
 logger = logging.getLogger("celery_defer.heartbeat")
 
@@ -33,23 +35,11 @@ class Heartbeat:
     """The background thread of one process.
 
     Args:
-        store: The store.
-        settings: The settings.
-        publish: Publishes runs that were woken.
-        time_out: Ends the waits for events whose time is over.
-        ended: Tells of the ends of runs that were announced, before they are noted.
+        host: Celery's side of it.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        settings: Settings,
-        publish: Callable[[Outgoing], None],
-        time_out: Callable[[], int],
-        ended: Callable[[list[str]], None],
-    ) -> None:
-        self._store, self._settings, self._publish = store, settings, publish
-        self._time_out, self._ended = time_out, ended
+    def __init__(self, host: Host) -> None:
+        self._host, self._store, self._settings = host, host.store, host.settings
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._executions: dict[int, Execution] = {}
@@ -152,10 +142,10 @@ class Heartbeat:
     def _wake(self, run_ids: list[str]) -> None:
         with self._store.autocommit() as connection:
             rows = self._store.due.wake(connection, run_ids, PUBLISH_GRACE)
-        self._publish(Outgoing(rows))
+        self._host.publish(Outgoing(rows))
         early = set(run_ids) - {row["id"] for row in rows}
         if early:
-            self._time_out()
+            time_out(self._host, TIMEOUTS)  # it may have waited for an event
             self._try_again(early)
 
     def _try_again(self, run_ids: set[str]) -> None:
@@ -207,7 +197,7 @@ class Heartbeat:
 
     def _write(self, marks: dict[str, list[Any]]) -> None:
         if marks["announced"]:
-            self._ended(marks["announced"])
+            tell_ends(self._host, marks["announced"])
         with self._store.autocommit() as connection:
             if marks["routed"]:
                 self._store.events.routed(connection, marks["routed"])

@@ -11,11 +11,8 @@ from celery import states
 from celery.contrib.abortable import ABORTED, AbortableTask
 
 from celery_defer.correlation import Registry
-from celery_defer.engine.claiming import time_out
 from celery_defer.engine.knowledge import Knowledge
-from celery_defer.engine.lifecycle import tell_ends
 from celery_defer.engine.routing import Router
-from celery_defer.engine.sweep import TIMEOUTS
 from celery_defer.words import clock
 from celery_defer.words.states import RunState
 from celery_defer.worker import chords, flags
@@ -76,9 +73,7 @@ class Host:
 
     def _open(self) -> None:
         self.publisher = Publisher(self.app)
-        self.heartbeat = Heartbeat(
-            self.store, self.settings, self.publish, lambda: time_out(self, TIMEOUTS), lambda ids: tell_ends(self, ids)
-        )
+        self.heartbeat = Heartbeat(self)
 
     def after_fork(self) -> None:
         """Start anew in a child: it has neither the parent's threads nor a right to its connections."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Reject
 from celery.utils import uuid
+from kombu.utils import json
 
 from celery_defer.engine.ports import Outgoing
 from celery_defer.store.sessions import after_commit, connection_of
@@ -14,12 +15,12 @@ from celery_defer.words import clock
 from celery_defer.words.settings import PUBLISH_GRACE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 logger = logging.getLogger("celery_defer.route")
 
 # Events in one message: large enough to be quick, small enough for any broker.
-_BATCH = 1000
+_BATCH, _BATCH_BYTES = 1000, 1024 * 1024
 ROUTER = "celery_defer.route"
 # Between two deliveries of a message that can't be routed just now, in seconds.
 _PAUSE = 1.0
@@ -76,11 +77,24 @@ def send(app: Any, events: Sequence[dict[str, Any]], queue: str | None) -> list[
         event["id"] = event["id"] or uuid()
     task, options = app.tasks[ROUTER], {} if queue is None else {"queue": queue}
     with app.producer_or_acquire() as producer:
-        for place in range(0, len(events), _BATCH):
-            part = events[place : place + _BATCH]
+        for part in _batches(events):
             shown = {"argsrepr": "()", "kwargsrepr": f"{len(part)} events"}  # else the log gets all their data
             task.apply_async(kwargs={"sent": part}, producer=producer, **shown, **options)
     return [event["id"] for event in events]
+
+
+def _batches(events: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
+    size = 0
+    for event in events:
+        length = len(json.dumps(event["data"]))
+        if batch and (len(batch) == _BATCH or size + length > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(event)
+        size += length
+    if batch:
+        yield batch
 
 
 def send_in(session: Any, host: Any, event: dict[str, Any]) -> str:

@@ -237,7 +237,7 @@ class DurableMixin(BodyMixin):
             event = json.loads(row["event"])["data"] if row["event"] else None
             execution.event = lambda: self.contract.event(*plain) if event is None else event
             begin(self, execution)
-            args, kwargs = self.contract.build(*plain)
+            args, kwargs = self.contract.build(*plain, whole=event is not None)
             self._before_start(request)
             value = super().__call__(*args, **kwargs)
         except Retry as again:

@@ -6,13 +6,13 @@ revoked id ends its run whenever it comes, unless that is over.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from celery.exceptions import Ignore
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 
 from celery_defer.engine.cancelling import cancel
-from celery_defer.engine.ports import Outgoing
 from celery_defer.errors import RunCancelledError
 from celery_defer.words import clock
 from celery_defer.words.states import RunState
@@ -42,7 +42,7 @@ def end_if_unwanted(task: Any, request: Any, epoch: int | None) -> None:
         raise Ignore
     if row is not None and (revoked or (row["state"] == RunState.PENDING and row["epoch"] == 0)):
         outgoing = cancel(store, request.id, reason)
-        task.host.publish(Outgoing([other for other in outgoing.runs if other["id"] != request.id], outgoing.plain))
+        task.host.publish(replace(outgoing, runs=[other for other in outgoing.runs if other["id"] != request.id]))
 
 
 def _is_late(task: Any, request: Any, epoch: int | None) -> bool:

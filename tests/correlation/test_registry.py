@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from redis.connection import UnixDomainSocketConnection
 
-from celery_defer.correlation import Registry
+from celery_defer.correlation import Registry, server
 from tests.correlation.waiting import HOUR, filed, key, name_of, now, recorded
 
 if TYPE_CHECKING:
@@ -66,8 +66,22 @@ def test_a_key_about_to_expire_is_prolonged_before_a_wait_is_added(registry: Reg
     sent = recorded(monkeypatch)
     assert registry.add([filed(2, "a")])
     (commands,) = sent
-    assert [(command[0], *command[3:4]) for command in commands if command[0] == "EXPIREAT"][0] == ("EXPIREAT", "GT")
-    assert commands[1][0] == "ZADD"
+    assert [(command[0], command[-1]) for command in commands[:2]] == [("EXPIREAT", "GT"), ("ZADD", 2)]
+
+
+def test_an_expiry_that_another_worker_set_first_is_prolonged(registry: Registry, client: Redis, monkeypatch):
+    """Two workers add to a new key: whoever comes second finds a key with the other's expiry, and only prolongs it."""
+    exchange = server._exchange
+
+    def meanwhile(connection: Any, commands: Any) -> list[Any]:
+        replies = exchange(connection, commands[:2])
+        client.expire(name_of("a"), 60)
+        return replies + exchange(connection, commands[2:])
+
+    assert not registry.ready(1)  # connected
+    monkeypatch.setattr(server, "_exchange", meanwhile)
+    assert registry.add([filed(1, "a")])
+    assert client.expiretime(name_of("a")) == pytest.approx(now() + 2 * HOUR, abs=5)
 
 
 def test_expired_waits_are_left_out_an_hour_later(built: Registry):
@@ -102,9 +116,12 @@ def test_many_waits_take_few_round_trips(built: Registry, monkeypatch):
     """1,000 waits with 10,000 keys are filed in 4 round trips, found in 2 and removed in 1."""
     trips = []
     send = UnixDomainSocketConnection.send_packed_command
-    monkeypatch.setattr(
-        UnixDomainSocketConnection, "send_packed_command", lambda *args, **more: trips.append(1) or send(*args, **more)
-    )
+
+    def count(*args: Any, **more: Any) -> None:
+        trips.append(1)
+        send(*args, **more)
+
+    monkeypatch.setattr(UnixDomainSocketConnection, "send_packed_command", count)
     waits = [filed(number, *(f"{number} {part}" for part in range(10))) for number in range(1000)]
     keys = [one for wait in waits for one in wait.keys]
     assert built.add(waits)

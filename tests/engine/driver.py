@@ -42,7 +42,7 @@ class _PromptHeartbeat(Heartbeat):
         return nullcontext()
 
     def note(self, kind, ids):
-        self._write({"published": [], "plain": [], "announced": []} | {kind: list(ids)})
+        self._write({"published": [], "plain": [], "announced": [], "routed": []} | {kind: list(ids)})
 
     def wake_in(self, seconds, run_id):
         self.armed = [*getattr(self, "armed", ()), (run_id, seconds)]
@@ -61,7 +61,7 @@ class DrivenHost(Host):
 
     def _open(self):
         super()._open()
-        self.heartbeat = _PromptHeartbeat(self.store, self.settings, self.publish)
+        self.heartbeat = _PromptHeartbeat(self)
 
     def stopping(self):
         return self.halt

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 # Levels of RabbitMQ's delayed delivery as kombu makes it for quorum queues (native_delayed_delivery.py).
 _DELAYED = ["celery_delayed_delivery", *(f"celery_delayed_{level}" for level in range(28))]
+# Celery's RPC in seconds: RabbitMQ drops a reply queue, with all replies, after this time without a consumer, and the
+# caller's first `get()` makes it anew, empty. Longer than anything between a call of a module and that; not much
+# longer, as a worker that hears of a revocation makes a queue that nobody deletes.
+_REPLIES_KEPT = 600
 _QUORUM = {
     "result_chord_retry_interval": 1.0,  # a countdown below a second is refused there
     "task_default_queue_type": "quorum",
@@ -51,7 +55,7 @@ def placed(folder: Path, server: EmbeddedServer, broker: str, backend: str, stor
     url = conf.pop("broker_url", None) or urls.get(broker) or rabbit_url()
     conf = {"result_chord_retry_interval": 0.1, **_broker(broker, folder), **conf}
     if backend == "rpc":
-        conf["result_expires"] = 60  # a reply queue that nobody deletes doesn't stay
+        conf["result_expires"] = _REPLIES_KEPT
     results = {
         "redis": server.url(1),
         "rpc": "rpc://",
@@ -93,14 +97,21 @@ def _broker(kind: str, folder: Path) -> dict[str, Any]:
 def _leave_rabbit(url: str, site: Site, replies: str | None, *, delayed: bool) -> None:
     queues = [site.name, *filter(None, [replies])]
     exchanges = [*queues, f"{site.name}.pidbox", f"reply.{site.name}.pidbox"]
-    if delayed:
-        queues, exchanges = [*queues, *_DELAYED[1:]], [*exchanges, *_DELAYED]
     with Connection(url) as connection:
         channel = connection.default_channel
         for name in queues:
             channel.queue_delete(name)
         for name in exchanges:
             channel.exchange_delete(name)
+        if delayed:
+            last, *levels = _DELAYED
+            try:
+                channel.exchange_delete(last, if_unused=True)
+            except connection.channel_errors:  # a site of another session on this RabbitMQ delays calls by them as well
+                return
+            for name in levels:
+                channel.queue_delete(name)
+                channel.exchange_delete(name)
 
 
 def _results(statement: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, RootModel
 
 from celery_defer.errors import PayloadError
+from celery_defer.events import Event
 from celery_defer.words.codec import PLAIN, codec_for
 from celery_defer.words.contract import Contract
 
@@ -348,6 +350,166 @@ class TestEvent:
         """Data that doesn't fit the model or the signature is for ``build`` and the call to refuse."""
         assert of(process).event([{"order_id": 5}], {}) == {"order_id": 5}
         assert of(process).event([], {"nope": 1}) == {"nope": 1}
+
+
+def event_of(**data):
+    """An event in its plain form."""
+    return {"name": "order/created", "data": data, "id": "e-1", "ts": "2026-03-01T09:00:00+00:00"}
+
+
+def started(fn: Any, data: dict[str, Any], *, bound: bool = False) -> tuple[list[Any], dict[str, Any]]:
+    """What the body of a run is called with that an event starts."""
+    contract = of(fn, bound=bound)
+    return contract.build(*contract.from_event(event_of(**data)), whole=True)
+
+
+class TestFromEvent:
+    """``from_event`` serves runs that events and schedules start."""
+
+    def test_the_data_is_the_only_required_model(self):
+        """Whatever parameters have defaults."""
+        assert of(process).from_event(event_of(order_id="1", at="x")) == ([], {"order": {"order_id": "1", "at": "x"}})
+        assert started(process, {"order_id": "1", "extra": 2}) == ([], {"order": Order(order_id="1")})
+
+        def take(point: Point, order_id: str = "") -> None: ...
+
+        assert started(take, {"x": 1, "order_id": "1"}) == ([], {"point": Point(1)})
+
+    def test_else_each_field_is_an_argument(self):
+        """Those without a parameter are dropped, and one with a default is given if the event has it."""
+        assert started(simple, {"name": "a", "count": 2, "more": 1}) == ([], {"name": "a", "count": 2})
+        assert started(simple, {"name": "a", "count": 2, "share": 1}) == ([], {"name": "a", "count": 2, "share": 1.0})
+
+        def take(one: Point, other: Point) -> None: ...
+
+        assert started(take, {"one": {"x": 1}, "other": {"x": 2}}) == ([], {"one": Point(1), "other": Point(2)})
+        assert started(lambda: None, {"more": 1}) == ([], {})
+
+    def test_others_take_the_rest(self):
+        """With ``**kwargs`` no field is dropped; a field is never taken for ``*args``."""
+        assert started(bare, {"a": 1, "rest": 2, "c": 3, "others": 4}) == ([], {"a": 1, "rest": 2, "c": 3, "others": 4})
+
+        def take(a: int, *rest: int) -> None: ...
+
+        assert started(take, {"a": 1, "rest": [2]}) == ([], {"a": 1})
+
+    def test_self_is_no_parameter(self):
+        """A field of that name neither."""
+        assert started(method, {"order_id": "1", "self": 2}, bound=True) == ([], {"order_id": "1"})
+
+        def take(self, **others: int) -> None: ...
+
+        assert started(take, {"a": 1, "self": 2}, bound=True) == ([], {"a": 1})
+
+    def test_parameters_without_a_keyword_get_their_place(self):
+        """As far as the fields before them are there."""
+
+        def take(a: int, b: int = 0, c: int = 0, /, d: int = 0, **others: int) -> None: ...
+
+        assert started(take, {"d": 4, "b": 2, "a": 1}) == ([1, 2], {"d": 4})
+        assert started(take, {"a": 1, "c": 3}) == ([1], {})
+
+        def model(order: Order, /) -> None: ...
+
+        assert started(model, {"order_id": "1"}) == ([Order(order_id="1")], {})
+
+    @pytest.mark.parametrize(
+        "hint", [Event[Order], Event[Order] | None, Annotated[Event[Order], "note"]], ids=["plain", "optional", "noted"]
+    )
+    def test_the_event_itself_is_an_argument(self, hint):
+        """Its data built to the model, its time aware."""
+
+        def take(event) -> None: ...
+
+        take.__annotations__ = {"event": hint}
+        _, kwargs = started(take, {"order_id": "1"})
+        assert kwargs == {"event": Event("order/created", Order(order_id="1"), "e-1", NINE)}
+        assert kwargs["event"].ts.tzinfo is UTC
+
+    def test_the_event_comes_with_other_arguments(self):
+        """It doesn't count among the required ones; fields go on to the others."""
+
+        def model(self, order: Order, event: Event, dry: bool = False) -> None: ...
+
+        event = Event("order/created", {"order_id": "1", "dry": True}, "e-1", NINE)
+        data = {"order_id": "1", "dry": True}
+        assert started(model, data, bound=True) == ([], {"order": Order(order_id="1"), "event": event})
+
+        def fields(order_id: str, user: str, *, event: Event | None = None) -> None: ...
+
+        data = {"order_id": "1", "user": "u", "event": "not this"}
+        assert started(fields, data) == ([], {**data, "event": Event("order/created", data, "e-1", NINE)})
+
+        def alone(event: Event, dry: bool = False) -> None: ...
+
+        assert started(alone, {"dry": True})[1]["dry"] is True
+
+    @pytest.mark.parametrize(
+        ("fn", "data", "words"),
+        [
+            (
+                process,
+                {"total": 5},
+                "its parameter 'order' takes Order, found dict {'total': 5}: order_id: Field requi",
+            ),
+            (simple, {"name": "a", "count": "two"}, "its parameter 'count' takes int, found str 'two'"),
+            (
+                simple,
+                {"name": "a"},
+                "can't call simple: missing a required argument: 'count': found args [] and kwargs",
+            ),
+            (later, {"n": "x"}, "its parameter 'item' takes DefinedBelow, found dict {'n': 'x'}: n: Input should be"),
+        ],
+    )
+    def test_what_does_not_fit_fails_in_the_worker(self, fn, data, words):
+        """The run is made; what is refused is the building of its arguments, naming the field."""
+        args, kwargs = of(fn).from_event(event_of(**data))
+        with pytest.raises(PayloadError) as caught:
+            of(fn).build(args, kwargs, whole=True)
+        assert words in str(caught.value)
+
+    def test_an_event_of_the_wrong_type_names_the_field(self):
+        """Its data's, with its place in the event."""
+
+        def take(event: Event[Order]) -> None: ...
+
+        with pytest.raises(
+            PayloadError, match=r"'event' takes Event\[Order\], found dict .*: data.order_id: Field req"
+        ):
+            started(take, {"total": 1})
+
+    def test_nothing_is_shared(self):
+        """What becomes of the event leaves the arguments as they are."""
+        event = event_of(a=[1])
+        _, kwargs = of(bare).from_event(event)
+        event["data"]["a"].append(2)
+        assert kwargs == {"a": [1]}
+
+    def test_an_event_can_be_given_by_hand(self):
+        """A caller hands over an `Event`, or its plain form; what the run's own event is, is its data."""
+
+        def take(event: Event[Order], dry: bool = False) -> None: ...
+
+        contract, event = of(take), Event("order/created", Order(order_id="1"), "e-1", NINE)
+        sent = contract.check([event], {"dry": True})
+        assert sent == of(take).check(sent[0], {"dry": True})
+        assert contract.build(*sent) == ([event], {"dry": True})
+        assert contract.event(*sent)["order_id"] == "1"
+        with pytest.raises(PayloadError, match=r"data\.order_id: Field required"):
+            contract.check([{"name": "a", "data": {}}], {})
+        with pytest.raises(PayloadError, match=r"data\.order_id: Field required"):
+            contract.check([Event("a", {"nope": 1})], {})
+        with pytest.raises(PayloadError, match="'event' takes"):
+            contract.check([Order(order_id="1")], {})
+
+    @given(orders, st.dictionaries(st.text(), json_values, max_size=3))
+    def test_a_call_and_an_event_come_to_the_same(self, order, more):
+        """The data of a model starts a run with that model; the run's own event is the same as of a call."""
+        contract = of(process)
+        data = json.loads(codec_for(Order).dump(order))
+        args, kwargs = contract.from_event(event_of(**(more | data)))
+        assert contract.build(args, kwargs, whole=True) == ([], {"order": order})
+        assert contract.event(args, kwargs) == contract.event(*contract.check([order], {}))
 
 
 class TestContract:

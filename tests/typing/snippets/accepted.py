@@ -8,13 +8,18 @@ from enum import StrEnum
 from typing import Any, assert_type
 
 from celery import Celery, Task, chain, group
+from celery.schedules import crontab
 from pydantic import BaseModel
 from sqlalchemy import Connection
 
 from celery_defer import (
+    Cron,
     Deferral,
     Durable,
     DurableTask,
+    Event,
+    EventType,
+    On,
     Run,
     RunPage,
     TaskResult,
@@ -126,6 +131,51 @@ def plain(count: int) -> int:
     return count
 
 
+order_created = EventType("order/created", Order)
+refunded: EventType[Charge] = EventType("refunded", Charge)
+
+
+@durable.task(
+    triggers=[
+        On(order_created, if_="event.data.total > 100"),
+        On(["order/imported", order_created, refunded], if_=lambda event: event.data.total > 1, match={"user.id": 3}),
+        On("celery_defer/run.failed", task=process),
+        Cron("0 12 * * 5", tz="Europe/Paris", kwargs={"order_id": "1"}),
+        Cron(crontab(hour=12)),
+    ],
+    cancel_on=[On("order/cancelled", match="order_id"), On(("a", "b"), if_="async.data.x == event.data.x")],
+    start_timeout="5m",
+    finish_timeout=timedelta(days=3),
+    idempotency="order_id",
+    retries=2,
+)
+def triggered(order: Order) -> str:
+    return order.order_id
+
+
+@durable.task(bind=True, triggers=[On(order_created)], idempotency=lambda data: data["cart"])
+def with_event(self: Any, event: Event[Order], bare: Event | None = None) -> str:
+    assert_type(event.data, Order)
+    if bare is not None:
+        assert_type(bare.data, dict[str, Any])
+    return event.data.order_id
+
+
+@shared_durable_task(triggers=[Cron("* * * * *")])
+def shared_cron(event: Event) -> None:
+    assert_type(event.name, str)
+
+
+def large(event: Event[Order]) -> bool:
+    return event.data.total > 100
+
+
+On(order_created, if_=large)
+assert_type(order_created(Order(order_id="1", total=2), id="o-1", ts="2026-03-01T09:00:00Z"), Event[Order])
+assert_type(Event("a", {"x": 1}), Event[dict[str, int]])
+assert_type(On(order_created).names, tuple[str, ...])
+
+
 def later(task: DurableTask[[str, int], int]) -> TaskSignature[int]:
     return task.si("a", 1)
 
@@ -152,6 +202,9 @@ assert_type(after.s(label="a"), TaskSignature[Order])
 assert_type(own.delay().get(), None)
 assert_type(shared.delay(3).get(), str | None)
 assert_type(shared_bound.delay(count=3), TaskResult[list[Order]])
+assert_type(triggered.delay(Order(order_id="1", total=2)), TaskResult[str])
+assert_type(with_event.delay(order_created(Order(order_id="1", total=2))), TaskResult[str])
+assert_type(shared_cron.delay(Event("a")), TaskResult[None])
 assert_type(durable.get_run("id"), Run)
 assert_type(durable.list_runs(state="failed", limit=3), RunPage)
 assert_type(durable.list_runs()[0], Run)

@@ -8,7 +8,7 @@ from celery import Celery
 from pydantic import BaseModel
 from sqlalchemy import Connection
 
-from celery_defer import Durable, DurableTask, defer, shared_durable_task, step
+from celery_defer import Cron, Durable, DurableTask, Event, EventType, On, defer, shared_durable_task, step
 
 durable = Durable(Celery("shop"))
 
@@ -106,3 +106,34 @@ defer("later", follow_up("a", 3))  # E: arg-type | reportArgumentType
 defer(3, follow_up.si("a", 3))  # E: arg-type | reportArgumentType
 defer("later", follow_up.si("a", 3), on="end")  # E: arg-type | reportArgumentType
 defer(id="later", signature=follow_up.si("a", 3))  # E: call-arg | reportCallIssue
+
+order_created = EventType("order/created", Order)
+
+
+@durable.task(triggers=[On(order_created)])
+def triggered(event: Event[Order]) -> None:
+    del event
+
+
+def of_text(event: str) -> bool:
+    return bool(event)
+
+
+On()  # E: call-arg | reportCallIssue
+On(7)  # E: arg-type | reportArgumentType
+On(Order)  # E: arg-type | reportArgumentType
+On(["a", 7])  # E: list-item | reportArgumentType
+On("a", "event.data.x == 1")  # E: call-arg | reportCallIssue
+On("a", if_=True)  # E: arg-type | reportArgumentType
+On("a", if_=of_text)  # E: arg-type | reportArgumentType
+On("a", match=7)  # E: arg-type | reportArgumentType
+On("a", matches={"x": 1})  # E: call-arg | reportCallIssue
+On("a").event = "b"  # E: misc | reportAttributeAccessIssue
+Cron(5)  # E: arg-type | reportArgumentType
+Cron("* * * * *", "UTC")  # E: call-arg | reportCallIssue
+Cron("* * * * *", tz=1)  # E: arg-type | reportArgumentType
+Cron("* * * * *", kwargs=["a"])  # E: arg-type | reportArgumentType
+order_created({"order_id": 7}, "id")  # E: call-arg | reportCallIssue
+order_created("1")  # E: arg-type | reportArgumentType
+triggered.delay(order)  # E: arg-type | reportArgumentType
+triggered.delay(Event("order/created", {"order_id": "1"}))  # E: arg-type | reportArgumentType

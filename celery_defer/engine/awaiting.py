@@ -151,7 +151,7 @@ def matched(match: Mapping[str, Any] | str | None, own: Any) -> dict[str, Any]:
         own: Returns the data of the run's own event.
 
     Raises:
-        PayloadError: A value is missing or null, or can't be compared.
+        InvalidArgumentError: A value is missing or null, or can't be compared.
     """
     if match is None:
         return {}
@@ -162,19 +162,18 @@ def matched(match: Mapping[str, Any] | str | None, own: Any) -> dict[str, Any]:
                 f"match={match!r} can't be used: this run's own event has no field {match!r}, found"
                 f" {sorted(own())}: name one of them, or give match={{{match!r}: value}}"
             )
-            raise PayloadError(reason)
+            raise InvalidArgumentError(reason)
         match = {match: value}
     found = {}
     for path, value in match.items():
         if not isinstance(path, str) or not path:
             reason = f"match needs data paths as keys, found {path!r:.60}: write match={{'order.id': value}}"
-            raise PayloadError(reason)
+            raise InvalidArgumentError(reason)
         if value is None:
             reason = f"match can't be used: the value for {path!r} is None, which would match events without the field"
-            raise PayloadError(reason)
-        found[path] = plain(value)
-    guard.check(found, "match")
-    return found
+            raise InvalidArgumentError(reason)
+        found[path] = value
+    return _guarded(found, "match")
 
 
 def _types(event: Awaitable | Sequence[Awaitable]) -> dict[str, EventType[Any] | None]:
@@ -221,8 +220,16 @@ def _checked(if_: str | None) -> str | None:
 def _variables(variables: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if variables is None:
         return None
-    found = plain(dict(variables))
-    guard.check(found, "vars")
+    return _guarded(variables, "vars")
+
+
+def _guarded(values: Mapping[str, Any], what: str) -> dict[str, Any]:
+    try:
+        found = plain(dict(values))
+        guard.check(found, what)
+    except (PayloadError, TypeError, ValueError) as error:
+        reason = f"{what} can't be used: {error}"
+        raise InvalidArgumentError(reason) from error
     return dict(found)
 
 

@@ -51,7 +51,6 @@ _FINAL = (
     StepError,
     NonRetriableError,
     LimitExceededError,
-    PayloadError,
     InvalidArgumentError,
     InvalidExpressionError,
     ConfigError,
@@ -336,8 +335,9 @@ def _await(connection: Connection, execution: Execution, suspension: Suspend, ex
     awaits, fence = execution.host.store.awaits, execution.fence
     awaited = suspension.awaited
     if awaited is None:
-        awaits.wait_again(connection, fence.run_id, suspension.key, suspension.attempt, fence.epoch)
-        return None
+        again = awaits.wait_again(connection, fence.run_id, suspension.key, suspension.attempt, fence.epoch)
+        # events that came meanwhile found nobody waiting: it looks back once more
+        return None if again is None else Open(again, awaits.keys_of(connection, [again["id"]])[again["id"]])
     known = execution.host.knowledge.current(connection)
     row = {
         "kind": str(AwaitKind.WAIT),

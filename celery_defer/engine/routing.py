@@ -22,7 +22,7 @@ from celery_defer.store.events import RecordedEvent, new_keys
 from celery_defer.store.once import key_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection
@@ -157,8 +157,9 @@ class Router:
         for place in range(0, len(listed), CHUNK):
             with self._store.autocommit() as connection:
                 waits = self._store.awaits.listed(connection, listed[place : place + CHUNK])
+                taken = self._taken(connection, waits, wanting)
             self._heal(listed[place : place + CHUNK], waits, filed)
-            yield _chosen(((wait, key) for wait in waits for key in filed[wait["id"]]), wanting)
+            yield _chosen(((wait, key) for wait in waits for key in filed[wait["id"]]), wanting, taken)
 
     def _heal(self, ids: Sequence[int], waits: Sequence[Any], filed: Mapping[int, Sequence[Key]]) -> None:
         """Take out of the registry what SQL says is over."""
@@ -173,13 +174,27 @@ class Router:
         while True:
             with self._store.autocommit() as connection:
                 waits = list(self._store.awaits.candidates(connection, keys, above, CHUNK))
+                taken = self._taken(connection, waits, wanting)
             more = len(waits) == CHUNK
             if more:  # the last one may have a row on the next page too
                 above = waits[-1]["id"] - 1
                 waits = [wait for wait in waits if wait["id"] <= above]
-            yield _chosen(((wait, (wait["shape"], wait["digest"])) for wait in waits), wanting)
+            yield _chosen(((wait, (wait["shape"], wait["digest"])) for wait in waits), wanting, taken)
             if not more:
                 return
+
+    def _taken(
+        self,
+        connection: Connection,
+        waits: Sequence[Mapping[Any, Any]],
+        wanting: Mapping[Key, Sequence[RecordedEvent]],
+    ) -> set[tuple[str, str]]:
+        """Return which runs had taken which of the events before they waited again: those are theirs no more."""
+        latest = max((wait["created_at"] for wait in waits), default=None)
+        before = {
+            event.key for events in wanting.values() for event in events if latest and event.received_at <= latest
+        }
+        return self._store.awaits.taken(connection, [wait["run_id"] for wait in waits], before)
 
     def _start(self, events: Sequence[RecordedEvent]) -> None:
         """Start the runs whose triggers events meet."""
@@ -219,12 +234,15 @@ def start(host: Host, births: Sequence[Birth]) -> None:
 
 
 def _chosen(
-    waits: Iterable[tuple[Mapping[Any, Any], Key]], wanting: Mapping[Key, Sequence[RecordedEvent]]
+    waits: Iterable[tuple[Mapping[Any, Any], Key]],
+    wanting: Mapping[Key, Sequence[RecordedEvent]],
+    taken: Collection[tuple[str, str]],
 ) -> list[tuple[Open, RecordedEvent]]:
     """Return the waits that want one of the events, the earliest event first."""
     found = []
     for wait, key in waits:
-        event = next((each for each in wanting[key] if wanted(wait, each)), None)
+        left = (each for each in wanting[key] if (wait["run_id"], each.key) not in taken)
+        event = next((each for each in left if wanted(wait, each)), None)
         if event is not None:
             found.append((Open(wait, (key,)), event))
     return sorted(found, key=lambda pair: pair[1].key)

@@ -298,10 +298,10 @@ class StepApi(StepRunner):
             The event, its data built to the model of its `EventType`; None if the time was over.
 
         Raises:
-            InvalidArgumentError: The timeout, the events or the lookback can't be used. This and the next two fail
-                the run before anything is suspended.
+            InvalidArgumentError: An argument can't be used; among others a value to match that is missing or null.
+                This and the next one fail the run before anything is suspended.
             InvalidExpressionError: ``if_`` doesn't compile.
-            PayloadError: A value to match is missing or null, or the event's data doesn't fit its type.
+            PayloadError: The event's data doesn't fit its type.
             NotInRunError: There is no run.
 
         Example:

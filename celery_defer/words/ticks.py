@@ -122,10 +122,12 @@ def _of_cron(text: str, zone: tzinfo) -> Next:
 
 def _of_celery(schedule: Any, zone: tzinfo) -> Next:
     schedule = copy.copy(schedule)
-    if "tz" not in vars(schedule):  # django-celery-beat's have one of their own
+    every = getattr(schedule, "run_every", None)
+    if every is not None and not getattr(schedule, "relative", False):
+        schedule.tz = UTC  # an interval is the same in each zone; older Celery would count hours on the wall
+    elif "tz" not in vars(schedule):  # django-celery-beat's have one of their own
         schedule.tz = zone
     schedule.utc_enabled = True  # else, and for the zone, Celery would read the application's configuration
-    every = getattr(schedule, "run_every", None)
 
     def asked(moment: datetime) -> datetime:
         schedule.nowfun = lambda: moment

@@ -240,6 +240,8 @@ class Store:
         )
         if self.dialect == "sqlite":
             event.listen(engine, "connect", _sqlite_connect)
+        elif self.url.drivername == "postgresql+psycopg":
+            event.listen(engine, "connect", _binary_arrays)
         elif self.dialect in mysql.BACKENDS:
             event.listen(engine, "connect", mysql.begin_session)
             event.listen(engine, "handle_error", mysql.end_undone)
@@ -315,6 +317,13 @@ def _checked(url: str) -> URL:
         reason = f"defer_database_url needs a driver that isn't installed ({error}): pip install celery_defer[{extra}]"
         raise ConfigError(reason) from error
     return found
+
+
+def _binary_arrays(connection: Any, _record: object) -> None:
+    """Have lists sent as they are: as text, psycopg looks at each character of each item in Python."""
+    from psycopg.types.array import ListBinaryDumper  # noqa: PLC0415 - the driver is an extra
+
+    connection.adapters.register_dumper(list, ListBinaryDumper)
 
 
 def _sqlite_connect(connection: sqlite3.Connection, _record: object) -> None:

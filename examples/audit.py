@@ -104,8 +104,8 @@ def audit(facts: Facts) -> list[Check]:
     wanted = {run_id: ends.get(run_id, "failed") for run_id in facts.sent}
     deferred = Counter((run.parent_id, run.deferral_id, run.state) for run in facts.runs if run.parent_id)
     follow_ups = {(run_id, name, "completed") for run_id in facts.paid for name in ("track", "score")}
-    users = {run.id: facts.sent[run.parent_id]["user_id"] for run in facts.runs if run.deferral_id == "score"}
-    outcomes = [(run_id, customers.outcome_of(user_id)) for run_id, user_id in users.items()]
+    scored = [(run.id, facts.sent.get(run.parent_id or "")) for run in facts.runs if run.deferral_id == "score"]
+    outcomes = [(run_id, customers.outcome_of(order["user_id"])) for run_id, order in scored if order]
     celery = {"completed": "SUCCESS", "failed": "FAILURE", "cancelled": "REVOKED"}
     return [
         Check(

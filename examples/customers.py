@@ -53,7 +53,7 @@ class Customers:
     def samples(self) -> list[tuple[str, str]]:
         """Return an order for each way of not having a card, and what was special about it."""
         ways = {PAYS: "paid by transfer", FORGETS: "nobody paid in time", CANCELS: "called off by its customer"}
-        first = {order.get("then"): run_id for run_id, order in reversed(self._sent.items())}
+        first = {order.get("then"): run_id for run_id, order in reversed([*self._sent.items()])}
         return [(why, first[way]) for way, why in ways.items() if way in first]
 
     def _of_order(self, order: Mapping[str, Any]) -> Event[Any] | None:

@@ -327,4 +327,3 @@ def faults(die: Callable[[str], None], folder: Path) -> dict[str, Callable[[], N
         "no-heal": no_heal,
         "clock-ahead": clock_ahead,
     }
-

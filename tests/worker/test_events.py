@@ -382,5 +382,3 @@ def test_flower_shows_the_wait(server: EmbeddedServer, tmp_path: Path) -> None:
         site.send("signal", x=1)
         until(lambda: state() == "SUCCESS", "Flower shows the end")
         assert flower.alive
-
-

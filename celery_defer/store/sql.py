@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import DateTime, Float, String, Text, and_, bindparam, case, func, null
+from sqlalchemy import DateTime, Float, String, Text, and_, bindparam, case, cast, func, null
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
@@ -148,7 +148,8 @@ def after_or_never(name: str) -> ColumnElement[Any]:
     Args:
         name: The parameter.
     """
-    return case((bindparam(name, type_=Float()).is_(null()), null()), else_=after(name))
+    given = cast(bindparam(name, type_=Float()), double())  # PostgreSQL asks for the type of a bare NULL
+    return case((given.is_(null()), null()), else_=after(name))
 
 
 @compiles(now, "postgresql")

@@ -60,6 +60,11 @@ class Knowledge:
         self._store = store
         self._known = Known()
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Names that are known; no name ceases to be, but there may be more."""
+        return self._known.names
+
     def current(self, connection: Connection) -> Known:
         """Return what is known now.
 

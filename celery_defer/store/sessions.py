@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from celery_defer.store.store import Store
 
-_LEFT = "celery_defer.after_commit"  # what is to be done, in a session's own ``info``
+# Where a session keeps what is to be done after its commit.
+_LEFT = "celery_defer"
 
 
 def connection_of(store: Store, session: Any) -> Connection:
@@ -54,25 +55,22 @@ def after_commit(session: Any, work: Callable[[], object]) -> None:
         session = session()
     if not isinstance(session, Session):
         return
-    left = session.info.get(_LEFT)
-    if left is None:
-        left = session.info[_LEFT] = []
-        # once for a session, and never removed: that can't be done while they are called
+    if _LEFT not in session.info:
+        session.info[_LEFT] = []
+        # for as long as the session lives: a listener can't be removed while it is called
         event.listen(session, "after_commit", _committed)
         event.listen(session, "after_transaction_end", _ended)
-    left.append(work)
+    session.info[_LEFT].append(work)
 
 
 def _committed(session: Session) -> None:
     if session.in_nested_transaction():  # a savepoint's release is no commit
         return
-    left = session.info[_LEFT]
-    todo = left.copy()
-    left.clear()
-    for work in todo:
+    works, session.info[_LEFT] = session.info[_LEFT], []
+    for work in works:
         work()
 
 
 def _ended(session: Session, transaction: Any) -> None:
     if transaction.parent is None:
-        session.info[_LEFT].clear()
+        session.info[_LEFT] = []

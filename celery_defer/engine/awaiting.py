@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import uuid
 from dataclasses import replace
 from datetime import timedelta
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
 Awaitable = str | EventType[Any]
 Duration = float | str | timedelta
 
+logger = logging.getLogger("celery_defer.run")
+
+_FIRST = (
+    "this is the first wait for the event %r, which no application declares: it can't look back, as such events weren't"
+    " recorded until now; declare EventType(%r, Model) in a module that the workers import"
+)
 MOST_NAMES = 10
 CALL = "celery_defer/call"
 # Events that are sent without an id have one that follows from the step, so that they are sent once (RFC 9562).
@@ -76,6 +83,9 @@ def wait_for_event(  # noqa: PLR0913 - the public call's
         but=_started_by(execution),
     )
     awaited = Awaited([*types], terms, _since(execution, lookback))
+    if execution.host.settings.event_log == "used":
+        for name in execution.host.knowledge.unknown(awaited.names):
+            logger.warning(_FIRST, name, name, extra={"run_id": execution.fence.run_id, "event": name})
     execution.host.knowledge.learn((), awaited.shapes)
     return execution.leave(Suspend(WaitingFor.EVENT, key, 0, within, awaited=awaited))
 
@@ -206,7 +216,7 @@ def _timeout(execution: Execution, timeout: Duration) -> float:
     if retention is not None and within > retention:
         reason = (
             f"a wait's timeout can't be longer than events are kept, found {timeout!r} and defer_retention of"
-            f" {retention:g} s: raise defer_retention, or wait in pieces"
+            f" {timedelta(seconds=retention)}: raise defer_retention, or wait in pieces"
         )
         raise InvalidArgumentError(reason)
     return within

@@ -73,6 +73,17 @@ class Knowledge:
             self._known = known
         return Known(version, now, known.secret, known.names, known.shapes, known.born)
 
+    def unknown(self, names: Collection[str]) -> set[str]:
+        """Return those of some events' names that nobody has used so far.
+
+        Args:
+            names: The names.
+        """
+        if self._known.names.issuperset(names):
+            return set()
+        with self._store.autocommit() as connection:
+            return set(names) - self.current(connection).names
+
     def learn(self, names: Collection[str], shapes: Collection[Shape] = ()) -> Known:
         """Make names and shapes known to everybody, before anything relies on them.
 

@@ -1,0 +1,115 @@
+"""What users meet at the edges of events: what is told of them, and when a start is late."""
+
+from datetime import timedelta
+
+import pytest
+
+from celery_defer import Event, EventType, InvalidArgumentError, defer, step
+from celery_defer.words import clock
+from tests.engine.driver import CrashError
+
+
+def wait(name: str) -> None:
+    """The body of a task that waits for an event."""
+    step.wait_for_event("wait", name, timeout=60)
+
+
+def wait_for_long() -> None:
+    """The body of a task that waits for longer than events are kept."""
+    step.wait_for_event("wait", "x", timeout="40d")
+
+
+def done() -> str:
+    """The body of a task that is over at once."""
+    return "done"
+
+
+def warnings(caplog):
+    """Return what runs were warned of."""
+    return [each.getMessage() for each in caplog.records if each.name == "celery_defer.run"]
+
+
+def test_the_first_wait_for_an_undeclared_name_says_what_it_cannot_do(driver, caplog):
+    """Events of the name weren't recorded, so there is nothing to look back at; the second wait can."""
+    body = driver.task(wait)
+    for _ in range(2):
+        driver.call(body, "undeclared/done")
+        driver.work()
+    (note,) = warnings(caplog)
+    assert "declare EventType('undeclared/done', Model)" in note
+
+
+@pytest.mark.parametrize("settings", [{}, {"defer_event_log": "all"}], ids=str)
+def test_a_wait_that_can_look_back_says_nothing(drive, settings, caplog):
+    """The name is declared, or all events are recorded."""
+    name = "declared/done"
+    driver = drive(**settings)
+    if not settings:
+        EventType(name, dict)
+        driver.host.declare()
+    driver.call(driver.task(wait), name)
+    driver.work()
+    assert warnings(caplog) == []
+
+
+def test_a_timeout_beyond_the_retention_is_told_in_days(driver):
+    """The limit can be read."""
+    error = driver.go(driver.task(retries=0)(wait_for_long)).error
+    assert error["name"] == InvalidArgumentError.__name__
+    assert "defer_retention of 30 days" in error["message"]
+
+
+def test_an_event_sent_by_the_body_itself_is_told_of(driver, caplog):
+    """It would be sent again by each replay; the note names the call that isn't."""
+
+    @driver.task
+    def body():
+        driver.durable.send_event(Event("x", {}))
+
+    driver.go(body)
+    assert "step.send_event(…) for an event" in warnings(caplog)[0]
+
+
+def test_a_run_that_began_in_time_and_crashed_is_not_late(driver):
+    """Its start counts, not that of the execution that goes on after the lease."""
+    seen = []
+
+    @driver.task(start_timeout=0.5, name="timely")
+    def body():
+        seen.append(1)
+        if len(seen) == 1:
+            clock.sleep(0.6)
+            raise CrashError
+        return "done"
+
+    assert driver.go(body).result == "done"
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("when", [lambda at: at, lambda at: at.replace(tzinfo=None)], ids=["aware", "naive"])
+def test_a_called_run_is_late_from_its_eta_on(driver, when):
+    """The time in between isn't spent on waiting for a worker."""
+    body = driver.task(start_timeout=1.5)(done)
+    at = clock.utcnow() + timedelta(seconds=1)
+    run_id = body.apply_async(eta=when(at)).id
+    clock.sleep(2)
+    driver.work()
+    assert driver.run(run_id).state == "completed", driver.run(run_id).steps[0].error["traceback"]
+    late = body.delay().id
+    clock.sleep(1.6)
+    driver.work()
+    assert driver.run(late).error["message"].endswith("its start_timeout was over")
+
+
+def test_a_deferred_run_is_late_from_its_parent_s_end_on(driver):
+    """It can't start before."""
+    child = driver.task(start_timeout=0.5, name="child")(done)
+
+    @driver.task(name="parent")
+    def parent():
+        defer("child", child.si())
+        step.run("long", clock.sleep, 0.7)
+
+    run_id = driver.call(parent)
+    driver.work()
+    assert driver.child(run_id, "child").state == "completed"

@@ -18,6 +18,7 @@ from sqlalchemy import create_engine, inspect
 from celery_defer.testing import EmbeddedServer
 
 ROOT = Path(__file__).parent.parent
+POSTGRES = os.environ.get("BENCH_POSTGRES_URL", "postgresql://root@127.0.0.1:5432/test")
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Worker:
             "BENCH_DATABASE": self.database,
             "BENCH_NAMESPACE": self.namespace,
             "BENCH_QUEUE": self.namespace,
+            "BENCH_REDIS": self.server.url(0),
         }
         command = ["-m", "celery", "-A", self.app, "worker", "-c", str(self.children), "-l", "error"]
         self.process = subprocess.Popen(
@@ -50,13 +52,17 @@ class Worker:
         return self
 
     def __exit__(self, *_error):
+        self.stop()
+        self._drop_tables()
+
+    def stop(self) -> None:
+        """End its processes; what they left in the database stays until the end."""
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(20)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-        self._drop_tables()
 
     def _drop_tables(self):
         engine = create_engine(self.database.replace("postgresql://", "postgresql+psycopg://"))
@@ -66,9 +72,9 @@ class Worker:
                     connection.exec_driver_sql(f"DROP TABLE {name}")
         engine.dispose()
 
-    def module(self):
-        """The application, bound to this worker's broker and database."""
-        os.environ.update(self.environment)
+    def module(self, **others: str):
+        """The application, bound to this worker's broker and database, with other values of some variables."""
+        os.environ.update(self.environment | others)
         sys.modules.pop(self.app, None)
         return importlib.import_module(self.app)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from kombu.connection import Connection
 from kombu.exceptions import OperationalError as BrokerError
-from sqlalchemy import create_engine, delete, inspect, text
+from sqlalchemy import create_engine, delete, insert, inspect, text
 from sqlalchemy.exc import OperationalError
 
 from celery_defer.store import Store
@@ -121,11 +121,12 @@ def drop(store: Store) -> None:
 
 def empty(store: Store) -> None:
     """Make a store's tables as they were after the migration, and drop those that a test made."""
-    ours = store.tables.metadata.tables
+    ours, registry = store.tables.metadata.tables, store.tables.events.registry
     with store.autocommit() as connection:
         for table in ours.values():
             if table is not store.tables.schema:
                 connection.execute(delete(table))
+        connection.execute(insert(registry).values(id=1, version=1, epoch=0))
         for name in _names(store, connection):
             if name not in ours and not name.endswith("_alembic_version"):
                 connection.exec_driver_sql(f"DROP TABLE {name}")

@@ -40,20 +40,16 @@ def claim(host: Host, chosen: Iterable[tuple[Open, RecordedEvent]]) -> int:
     first: dict[int, tuple[Open, RecordedEvent]] = {}
     for wait, event in chosen:
         first.setdefault(wait.row["id"], (wait, event))
-    cancels = [(wait.row, event) for wait, event in first.values() if wait.row["kind"] == AwaitKind.CANCEL]
-    ended = sum(_cancel(host, wait, event) for wait, event in cancels)
-    endings = [
-        Ending(wait.row, event.key, json.dumps(event.written()))
-        for wait, event in first.values()
-        if wait.row["kind"] == AwaitKind.WAIT
-    ]
-    for place in range(0, len(endings), CHUNK):
-        part = endings[place : place + CHUNK]
+    cancels = [(wait, event) for wait, event in first.values() if wait.row["kind"] == AwaitKind.CANCEL]
+    ended = sum(_cancel(host, wait.row, event) for wait, event in cancels)
+    host.publish(Outgoing(over=[wait.filed for wait, _ in cancels]))
+    wakes = [(wait, event) for wait, event in first.values() if wait.row["kind"] == AwaitKind.WAIT]
+    for place in range(0, len(wakes), CHUNK):
+        part = wakes[place : place + CHUNK]
         outgoing = host.store.transact(lambda connection, part=part: _end(connection, host, part))  # type: ignore[misc]
         # a death here is made good: a pending row that nobody has claimed is published again
         host.publish(outgoing)
         ended += len(outgoing.runs)
-    host.publish(Outgoing(over=[wait.filed for wait, _ in first.values()]))
     return ended
 
 
@@ -77,10 +73,12 @@ def time_out(host: Host, most: int) -> int:
     return len(waits)
 
 
-def _end(connection: Connection, host: Host, endings: Sequence[Ending]) -> Outgoing:
+def _end(connection: Connection, host: Host, wakes: Sequence[tuple[Open, RecordedEvent]]) -> Outgoing:
+    endings = [Ending(wait.row, event.key, json.dumps(event.written())) for wait, event in wakes]
     rows = host.store.awaits.lock(connection, endings, PUBLISH_GRACE)
     host.store.awaits.end(connection, [each for each in endings if each.wait["run_id"] in rows])
-    return Outgoing(list(rows.values()))
+    # only these: one that its run didn't give to this event is still to be found
+    return Outgoing(list(rows.values()), over=[wait.filed for wait, _ in wakes if wait.row["run_id"] in rows])
 
 
 def _last_look(connection: Connection, host: Host, waits: Sequence[Open]) -> Outgoing:

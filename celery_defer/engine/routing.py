@@ -20,9 +20,10 @@ from celery_defer.errors import DurableError
 from celery_defer.events import Event
 from celery_defer.store.events import RecordedEvent, new_keys
 from celery_defer.store.once import key_of
+from celery_defer.words import guard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection
@@ -36,6 +37,7 @@ logger = logging.getLogger("celery_defer.route")
 
 # An event's id, and an idempotency key, is remembered for so long, in seconds.
 REMEMBERED = 24 * 3600.0
+_REFUSED = "the database refuses an event, which is dropped"
 _UNREADABLE = "an event can't be read and is dropped: %s"
 
 
@@ -77,7 +79,7 @@ class Router:
         Returns:
             How many were recorded or routed again.
         """
-        events = self._record([*self._readable(sent)], outbox, again)  # E1
+        events = self._record([*self._readable(self._used(sent))], outbox, again)  # E1
         if events:
             with self._store.autocommit() as connection:
                 # read after the commit: who waits with a shape that is newer still looks back and finds the events
@@ -88,12 +90,22 @@ class Router:
             self._host.routed([event.key for event in events])
         return len(events)
 
+    def _used(self, sent: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        """Leave out events that nobody uses, before anything is done for them: there may be many."""
+        knowledge = self._host.knowledge
+        if self._host.settings.event_log == "all" or _names(sent) <= knowledge.names:
+            return sent
+        with self._store.autocommit() as connection:
+            names = knowledge.current(connection).names
+        return [event for event in sent if _names([event]) <= names]
+
     @staticmethod
     def _readable(sent: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         for event in sent:
             try:
-                checked = Event(event["name"], event["data"], event["id"], event.get("ts"))
-                yield {"name": checked.name, "data": checked.plain_data(), "id": checked.id, "ts": checked.ts}
+                checked = Event(event["name"], event["data"], event["id"] or "", event.get("ts"))
+                guard.check(checked.data, f"the data of event {checked.name!r}")
+                yield {"name": checked.name, "data": checked.data, "id": checked.id, "ts": checked.ts}
             except (DurableError, KeyError, TypeError, AttributeError) as error:
                 # our own senders have checked it
                 logger.error(_UNREADABLE, repr(error))  # noqa: TRY400 - the trace is of no use
@@ -101,13 +113,20 @@ class Router:
     def _record(
         self, sent: Sequence[dict[str, Any]], outbox: Sequence[str], again: Sequence[str]
     ) -> list[RecordedEvent]:
-        if not outbox and not again and self._host.settings.event_log == "used":
-            with self._store.autocommit() as connection:
-                known = self._host.knowledge.current(connection)
-            sent = [event for event in sent if event["name"] in known.names]
-            if not sent:
-                return []
-        return self._store.transact(lambda connection: self._recorded(connection, sent, outbox, again))
+        if not sent and not outbox and not again:
+            return []
+        try:
+            return self._store.transact(lambda connection: self._recorded(connection, sent, outbox, again))
+        except Exception as error:
+            if not self._store.refuses(error):
+                raise
+            parts: list[tuple[Sequence[Any], Sequence[str], Sequence[str]]] = [([each], (), ()) for each in sent]
+            parts += [((), [each], ()) for each in outbox]
+            if len(parts) + len(again) > 1:  # one bad event doesn't keep others from being recorded
+                parts += [((), (), again)] if again else []
+                return [event for part in parts for event in self._record(*part)]
+            logger.exception(_REFUSED)
+            return []
 
     def _recorded(
         self, connection: Connection, sent: Sequence[dict[str, Any]], outbox: Sequence[str], again: Sequence[str]
@@ -117,11 +136,13 @@ class Router:
         known = self._host.knowledge.current(connection)
         all_ = self._host.settings.event_log == "all"
         wanted_ = [each for each in (*sent, *self._readable(left)) if all_ or each["name"] in known.names]
-        by_id = {each["id"]: each for each in reversed(wanted_)}  # the first one of an id counts
-        fresh = self._new(known.now, list(reversed(by_id.values())))
-        holders = {key_of("event", event.id): event.key for event in fresh}
-        others = store.once.claim(connection, holders, REMEMBERED)
-        new = [event for event in fresh if key_of("event", event.id) not in others]
+        by_id: dict[str, dict[str, Any]] = {}
+        for each in wanted_:
+            by_id.setdefault(each["id"], each)  # the first one of an id counts
+        fresh = self._new(known.now, list(by_id.values()))
+        once = {key_of("event", event.id): event for event in fresh}
+        others = store.once.claim(connection, {key: event.key for key, event in once.items()}, REMEMBERED)
+        new = [event for key, event in once.items() if key not in others]
         index = ((shape, digest, event.key) for event in new for shape, digest in known.keys_of(event))
         store.events.record(connection, new, index, self._host.settings.publish_again)
         # a duplicate goes on where the router of the first one died; one that was routed is dropped
@@ -157,8 +178,9 @@ class Router:
         for place in range(0, len(listed), CHUNK):
             with self._store.autocommit() as connection:
                 waits = self._store.awaits.listed(connection, listed[place : place + CHUNK])
+                taken = self._taken(connection, waits, wanting)
             self._heal(listed[place : place + CHUNK], waits, filed)
-            yield _chosen(((wait, key) for wait in waits for key in filed[wait["id"]]), wanting)
+            yield _chosen(((wait, key) for wait in waits for key in filed[wait["id"]]), wanting, taken)
 
     def _heal(self, ids: Sequence[int], waits: Sequence[Any], filed: Mapping[int, Sequence[Key]]) -> None:
         """Take out of the registry what SQL says is over."""
@@ -173,13 +195,27 @@ class Router:
         while True:
             with self._store.autocommit() as connection:
                 waits = list(self._store.awaits.candidates(connection, keys, above, CHUNK))
+                taken = self._taken(connection, waits, wanting)
             more = len(waits) == CHUNK
             if more:  # the last one may have a row on the next page too
                 above = waits[-1]["id"] - 1
                 waits = [wait for wait in waits if wait["id"] <= above]
-            yield _chosen(((wait, (wait["shape"], wait["digest"])) for wait in waits), wanting)
+            yield _chosen(((wait, (wait["shape"], wait["digest"])) for wait in waits), wanting, taken)
             if not more:
                 return
+
+    def _taken(
+        self,
+        connection: Connection,
+        waits: Sequence[Mapping[Any, Any]],
+        wanting: Mapping[Key, Sequence[RecordedEvent]],
+    ) -> set[tuple[str, str]]:
+        """Return which runs had taken which of the events before they waited again: those are theirs no more."""
+        latest = max((wait["created_at"] for wait in waits), default=None)
+        before = {
+            event.key for events in wanting.values() for event in events if latest and event.received_at <= latest
+        }
+        return self._store.awaits.taken(connection, [wait["run_id"] for wait in waits], before)
 
     def _start(self, events: Sequence[RecordedEvent]) -> None:
         """Start the runs whose triggers events meet."""
@@ -187,6 +223,14 @@ class Router:
         births = [birth for event in events for birth in host.births(event)]
         for place in range(0, len(births), CHUNK):
             start(host, births[place : place + CHUNK])
+
+
+def _names(sent: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the names of events; those that have none that can be read are for whoever reads them."""
+    try:
+        return {event["name"] for event in sent}
+    except (KeyError, TypeError):
+        return {name for event in sent if isinstance(event, dict) and isinstance(name := event.get("name"), str)}
 
 
 def start(host: Host, births: Sequence[Birth]) -> None:
@@ -219,12 +263,15 @@ def start(host: Host, births: Sequence[Birth]) -> None:
 
 
 def _chosen(
-    waits: Iterable[tuple[Mapping[Any, Any], Key]], wanting: Mapping[Key, Sequence[RecordedEvent]]
+    waits: Iterable[tuple[Mapping[Any, Any], Key]],
+    wanting: Mapping[Key, Sequence[RecordedEvent]],
+    taken: Collection[tuple[str, str]],
 ) -> list[tuple[Open, RecordedEvent]]:
     """Return the waits that want one of the events, the earliest event first."""
     found = []
     for wait, key in waits:
-        event = next((each for each in wanting[key] if wanted(wait, each)), None)
+        left = (each for each in wanting[key] if (wait["run_id"], each.key) not in taken)
+        event = next((each for each in left if wanted(wait, each)), None)
         if event is not None:
             found.append((Open(wait, (key,)), event))
     return sorted(found, key=lambda pair: pair[1].key)

@@ -15,7 +15,7 @@ from celery_defer.store.sql import after, now
 from celery_defer.words.states import RUN, WAIT, RunState, WaitingFor, WaitStatus, target
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection, RowMapping, Select
@@ -65,7 +65,7 @@ class Awaits:
         self._find = select(wait.c.id).where(*of_step)
         of_run = and_(wait.c.run_id == bindparam("of_run"), self._open)
         same = and_(of_run, wait.c.step_id == bindparam("of_step"), wait.c.attempt == bindparam("of_attempt"))
-        self._again = Change(dialect, wait, same, {"epoch": bindparam("new_epoch")}, (wait.c.id, wait.c.since))
+        self._again = Change(dialect, wait, same, {"epoch": bindparam("new_epoch"), "armed_at": null()})
         self._candidates = (
             select(wait, filed.c.shape, filed.c.digest)
             .where(tuple_(filed.c.shape, filed.c.digest).in_(bindparam("keys", expanding=True)))
@@ -87,7 +87,7 @@ class Awaits:
         ended: dict[str, Any] = {"status": bindparam("new_status"), "event_key": bindparam("by")}
         self._end = update(wait).where(wait.c.id == bindparam("of"), self._open).values(**ended)
         self._end_cancel = Change(dialect, wait, and_(wait.c.id == bindparam("of"), self._open), ended, (wait.c.id,))
-        self._record = Insertion(dialect, tables.step)
+        self._record = Insertion(dialect, tables.step, finished_at=now())
         self._unfile = delete(filed).where(filed.c.wait_id.in_(listed))
         self._armed = update(wait).where(wait.c.id.in_(listed)).values(armed_at=now())
         unarmed = and_(self._open, wait.c.armed_at.is_(None), wait.c.created_at < after("ago"))
@@ -132,11 +132,12 @@ class Awaits:
         connection.execute(insert(self._filed), filed)
         return wait_id
 
-    def wait_again(self, connection: Connection, run_id: str, step_id: str, attempt: int, epoch: int) -> int | None:
-        """Go on with an open wait at a new epoch; return its id, or None if it isn't open."""
+    def wait_again(
+        self, connection: Connection, run_id: str, step_id: str, attempt: int, epoch: int
+    ) -> Mapping[Any, Any] | None:
+        """Go on with an open wait at a new epoch, to be armed again; return it, or None if it isn't open."""
         values = {"of_run": run_id, "of_step": step_id, "of_attempt": attempt, "new_epoch": epoch}
-        found = self._again.first(connection, values)
-        return None if found is None else int(found["id"])
+        return self._again.first(connection, values)
 
     def candidates(self, connection: Connection, keys: Sequence[Key], above: int, most: int) -> Sequence[RowMapping]:
         """Return open waits that are filed under some keys, by id: rows with ``shape`` and ``digest``.
@@ -158,6 +159,13 @@ class Awaits:
         """Return open waits whose time is over."""
         return connection.execute(self._due, {"most": most}).mappings().all()
 
+    def taken(self, connection: Connection, runs: Collection[str], events: Collection[str]) -> set[tuple[str, str]]:
+        """Return which runs have taken which of some events before: pairs of a run's id and an event's key."""
+        if not runs or not events:
+            return set()
+        found = connection.execute(self._taken, {"runs": list(runs), "events": list(events)})
+        return {(run_id, key) for run_id, key in found}
+
     def lock(self, connection: Connection, endings: Sequence[Ending], grace: float) -> dict[str, RowMapping]:
         """Resume the runs of waits, if they wait still and haven't taken these events before.
 
@@ -170,10 +178,7 @@ class Awaits:
             The rows of the runs that are resumed, by their ids.
         """
         events = [ending.event_key for ending in endings if ending.event_key is not None]
-        taken: set[tuple[str, str]] = set()
-        if events:
-            runs = [ending.wait["run_id"] for ending in endings]
-            taken = {(run_id, key) for run_id, key in connection.execute(self._taken, {"runs": runs, "events": events})}
+        taken = self.taken(connection, [ending.wait["run_id"] for ending in endings], events)
         fences = sorted(
             (ending.wait["run_id"], ending.wait["epoch"])
             for ending in endings
@@ -284,5 +289,4 @@ def _step_row(ending: Ending) -> dict[str, Any]:
         "result": ending.result,
         "error": None,
         "started_at": wait["created_at"],
-        "finished_at": now(),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from celery_defer.engine.control import Cancelled
 from celery_defer.engine.matching import Awaited, Terms
 from celery_defer.engine.routing import REMEMBERED
 from celery_defer.store.once import key_of
+from celery_defer.words.codec import plain
 from celery_defer.words.correlation import MISSING, at, digest
 from celery_defer.words.states import Trigger
 
@@ -38,14 +40,15 @@ def idempotency_key(task: Any, data: Mapping[str, Any]) -> str | None:
     if asked is None:
         return None
     try:
-        value = asked(dict(data)) if callable(asked) else at(data, asked)
+        value = plain(asked(dict(data))) if callable(asked) else at(data, asked)
     except Exception:
         logger.exception("the idempotency function of %s failed: the run starts without", task.name)
         return None
     if value is MISSING or value is None:
         logger.warning(_NO_KEY, task.name, asked)
         return None
-    return key_of("run", task.name, digest([value]) if not isinstance(value, dict | list) else repr(value))
+    written = json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else digest([value])
+    return key_of("run", task.name, written)
 
 
 def cancels(task: Any, data: Mapping[str, Any], event: Mapping[str, Any]) -> list[Awaited]:

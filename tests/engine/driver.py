@@ -9,17 +9,20 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any
 
 from celery import Celery, _state
 from celery.app.trace import _install_stack_protection, build_tracer, reset_worker_optimizations
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import ColumnElement, Connection, func, select, update
 
-from celery_defer import Durable
+from celery_defer import Durable, Event
+from celery_defer.engine.awaiting import written
 from celery_defer.engine.current import executing
 from celery_defer.engine.execution import Execution
 from celery_defer.engine.sweep import Sweep
 from celery_defer.store import Store
+from celery_defer.store.events import RecordedEvent, new_keys
 from celery_defer.store.sql import after
 from celery_defer.words.records import Run, Step
 from celery_defer.words.states import TERMINAL
@@ -197,6 +200,38 @@ class Driver:
         self.app.set_current()
         yield
 
+    # Events.
+
+    def route(self, *events: Event[Any]) -> int:
+        """Route events as one message of a sender; return how many were recorded or routed again."""
+        sent = [written(event, self.host.settings.event_bytes) for event in events]
+        return self.host.router.route([each | {"id": each["id"] or secrets.token_hex(8)} for each in sent])
+
+    def tell(self, *events: Event[Any]) -> None:
+        """Route events and execute what they resume and start."""
+        self.route(*events)
+        self.work()
+
+    def past(self, event: Event[Any], seconds: float) -> None:
+        """Record an event as if it had been routed some seconds ago."""
+
+        def record(connection: Connection) -> None:
+            known = self.host.knowledge.current(connection)
+            at = known.now - timedelta(seconds=seconds)
+            (key,) = new_keys(at, 1)
+            found = RecordedEvent(key, event.id or key, event.name, event.plain_data(), at, at)
+            index = [(shape, digest, key) for shape, digest in known.keys_of(found)]
+            self.store.events.record(connection, [found], index, 60.0)
+            self.store.events.routed(connection, [key])
+
+        self.store.transact(record)
+
+    def awaits(self, run_id: str) -> list[Any]:
+        """Return the rows of a run's waits for events, in order."""
+        wait = self.store.tables.events.event_wait
+        with self.store.autocommit() as connection:
+            return list(connection.execute(select(wait).where(wait.c.run_id == run_id).order_by(wait.c.id)).mappings())
+
     # Calls and their runs.
 
     def call(self, task: Any, *args: Any, **kwargs: Any) -> str:
@@ -258,7 +293,9 @@ class Driver:
 
     def count(self, table: str, *conditions: ColumnElement[bool]) -> int:
         """Return how many rows a table has."""
-        found = getattr(self.store.tables, table)
+        tables = self.store.tables
+        found = getattr(tables, table, None)
+        found = getattr(tables.events, table) if found is None else found
         with self.store.autocommit() as connection:
             return int(connection.execute(select(func.count()).select_from(found).where(*conditions)).scalar_one())
 
@@ -266,9 +303,13 @@ class Driver:
 
     def wake(self, run_id: str) -> None:
         """Let a waiting run's time come, and sweep."""
-        run, wait = self.store.tables.run, self.store.tables.wait
+        run, wait, event_wait = self.store.tables.run, self.store.tables.wait, self.store.tables.events.event_wait
         with self.store.autocommit() as connection:
             connection.execute(update(wait).where(wait.c.run_id == run_id).values(wake_at=after(-1.0)))
+            of_run = event_wait.c.run_id == run_id
+            connection.execute(
+                update(event_wait).where(of_run, event_wait.c.status == "open").values(expires=after(0.0))
+            )
             found = connection.execute(
                 update(run)
                 .where(run.c.id == run_id, run.c.state == "waiting")
@@ -290,10 +331,12 @@ class Driver:
 
     def publish_due(self) -> None:
         """Let the time come at which everything unpublished is published again, and sweep."""
-        for table in (self.store.tables.run, self.store.tables.deferral):
+        tables = self.store.tables
+        for table in (tables.run, tables.deferral, tables.events.outbox):
             with self.store.autocommit() as connection:
                 connection.execute(update(table).where(table.c.publish_at.is_not(None)).values(publish_at=after(-1.0)))
         self.sweep.timers()
+        self.sweep.heal()
 
     @property
     def sweep(self) -> Sweep:

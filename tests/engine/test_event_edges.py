@@ -4,14 +4,9 @@ from datetime import timedelta
 
 import pytest
 
-from celery_defer import Event, EventType, InvalidArgumentError, defer, step
+from celery_defer import Event, InvalidArgumentError, defer, step
 from celery_defer.words import clock
 from tests.engine.driver import CrashError
-
-
-def wait(name: str) -> None:
-    """The body of a task that waits for an event."""
-    step.wait_for_event("wait", name, timeout=60)
 
 
 def wait_for_long() -> None:
@@ -27,29 +22,6 @@ def done() -> str:
 def warnings(caplog):
     """Return what runs were warned of."""
     return [each.getMessage() for each in caplog.records if each.name == "celery_defer.run"]
-
-
-def test_the_first_wait_for_an_undeclared_name_says_what_it_cannot_do(driver, caplog):
-    """Events of the name weren't recorded, so there is nothing to look back at; the second wait can."""
-    body = driver.task(wait)
-    for _ in range(2):
-        driver.call(body, "undeclared/done")
-        driver.work()
-    (note,) = warnings(caplog)
-    assert "declare EventType('undeclared/done', Model)" in note
-
-
-@pytest.mark.parametrize("settings", [{}, {"defer_event_log": "all"}], ids=str)
-def test_a_wait_that_can_look_back_says_nothing(drive, settings, caplog):
-    """The name is declared, or all events are recorded."""
-    name = "declared/done"
-    driver = drive(**settings)
-    if not settings:
-        EventType(name, dict)
-        driver.host.declare()
-    driver.call(driver.task(wait), name)
-    driver.work()
-    assert warnings(caplog) == []
 
 
 def test_a_timeout_beyond_the_retention_is_told_in_days(driver):

@@ -233,7 +233,7 @@ def _timeout(execution: Execution, timeout: Duration) -> float:
     if retention is not None and within > retention:
         reason = (
             f"a wait's timeout can't be longer than events are kept, found {timeout!r} and defer_retention of"
-            f" {timedelta(seconds=retention)}: raise defer_retention, or wait in pieces"
+            f" {retention:.0f} s: raise defer_retention, or wait in pieces"
         )
         raise InvalidArgumentError(reason)
     return within

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+
+from celery.utils.time import maybe_iso8601, maybe_make_aware
 
 from celery_defer.engine.arming import arm, await_cancels
 from celery_defer.engine.awaiting import own_event
@@ -83,10 +84,8 @@ def begin(task: Any, execution: Execution) -> None:
     execution.cancellable = bool(starts.cancel_on)
     if execution.records or execution.waits:
         return
-    if starts.start_timeout is not None:
-        latest = execution.asked_at() + timedelta(seconds=starts.start_timeout)
-        if execution.row["trigger"] != Trigger.EVENT and execution.claimed_at > latest:
-            raise Cancelled("cancelled: its start_timeout was over")
+    if starts.start_timeout is not None and _waited(task, execution) > starts.start_timeout:
+        raise Cancelled("cancelled: its start_timeout was over")
     _claim_key(task, execution)
     store = execution.host.store
     if starts.finish_timeout is not None:
@@ -94,6 +93,19 @@ def begin(task: Any, execution: Execution) -> None:
             store.runs.finish_within(connection, execution.fence, starts.finish_timeout)
     if starts.cancel_on:
         _await_cancels(task, execution)
+
+
+def _waited(task: Any, execution: Execution) -> float:
+    """Return how many seconds after it was due a run has started; the sweep sees to those that an event starts."""
+    row = execution.row
+    if row["trigger"] == Trigger.EVENT:
+        return 0.0
+    due = execution.asked_at() if row["deferral_id"] is None else row["created_at"]
+    eta = execution.handle[1].eta
+    if eta is not None:  # naive ones are of the application's zone, as in Celery
+        due = max(due, maybe_make_aware(maybe_iso8601(eta), task.app.timezone))
+    started = row.get("started_at") or execution.claimed_at  # the row of a call that was just inserted has no times
+    return float((started - due).total_seconds())
 
 
 def _claim_key(task: Any, execution: Execution) -> None:

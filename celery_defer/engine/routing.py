@@ -48,12 +48,14 @@ class Birth:
         once: The key of which there is to be one run in 24 hours, or None.
         cancel_on: What cancels it.
         at_once: Whether it is due now.
+        since: From when on events count that cancel it; None for those from now on.
     """
 
     row: dict[str, Any]
     once: str | None
     cancel_on: Sequence[Awaited]
     at_once: bool = True
+    since: datetime | None = None
 
 
 class Router:
@@ -191,7 +193,9 @@ class Router:
     ) -> set[tuple[str, str]]:
         """Return which runs had taken which of the events before they waited again: those are theirs no more."""
         latest = max((wait["created_at"] for wait in waits), default=None)
-        before = {event.key for events in wanting.values() for event in events if latest and event.received_at <= latest}
+        before = {
+            event.key for events in wanting.values() for event in events if latest and event.received_at <= latest
+        }
         return self._store.awaits.taken(connection, [wait["run_id"] for wait in waits], before)
 
     def _start(self, events: Sequence[RecordedEvent]) -> None:
@@ -210,9 +214,10 @@ def start(host: Host, births: Sequence[Birth]) -> None:
         births: The runs.
     """
     store = host.store
-    known = host.knowledge.learn((), [shape for birth in births for each in birth.cancel_on for shape in each.shapes])
+    host.knowledge.learn((), [shape for birth in births for each in birth.cancel_on for shape in each.shapes])
 
     def write(connection: Connection) -> tuple[list[Birth], list[Open]]:
+        known = host.knowledge.current(connection)
         wanted_ = {birth.once: birth.row["id"] for birth in reversed(births) if birth.once is not None}
         holders = {**wanted_, **store.once.claim(connection, wanted_, REMEMBERED)}
         mine = [birth for birth in births if birth.once is None or holders[birth.once] == birth.row["id"]]
@@ -221,7 +226,9 @@ def start(host: Host, births: Sequence[Birth]) -> None:
         waits = [
             wait
             for birth in fresh
-            for wait in await_cancels(connection, store, birth.row["id"], birth.cancel_on, known, known.now)
+            for wait in await_cancels(
+                connection, store, birth.row["id"], birth.cancel_on, known, birth.since or known.now
+            )
         ]
         return fresh, waits
 

@@ -76,7 +76,7 @@ def wait_for_event(  # noqa: PLR0913 - the public call's
         but=_started_by(execution),
     )
     awaited = Awaited([*types], terms, _since(execution, lookback))
-    execution.host.knowledge.learn((), awaited.shapes)
+    execution.persist(lambda: execution.host.knowledge.learn((), awaited.shapes))
     return execution.leave(Suspend(WaitingFor.EVENT, key, 0, within, awaited=awaited))
 
 

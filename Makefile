@@ -22,7 +22,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help venv test versions lowest docker demo bench check lint format format-check types mypy pyright imports coverage build clean
+.PHONY: help venv test soak versions lowest docker demo bench check lint format format-check types mypy pyright imports coverage build clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1:/p' Makefile | while IFS=: read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -59,6 +59,10 @@ test: $(STAMP) ## run the tests, measuring coverage (ARGS=... goes to pytest)
 	@$(PY) -m coverage run -m pytest -q -n $(PROCESSES) --dist loadscope --no-loadscope-reorder $(ARGS); status=$$?; \
 	$(PY) -m coverage combine --quiet >/dev/null 2>&1; \
 	exit $$status
+
+# What is simulated follows from the seed, what the threads make of it doesn't.
+soak: $(STAMP) ## simulate events and waits under faults (SECONDS=120 SEED=1)
+	@SECONDS=$(or $(SECONDS),120) SEED=$(SEED) $(PY) -m tests.simulation
 
 versions: $(STAMP) ## try the supported versions of Python, Celery, SQLAlchemy (ARGS='-s lowest')
 	@$(VENV)/bin/nox $(ARGS)

@@ -212,7 +212,10 @@ class Awaits:
     def end_cancel(self, connection: Connection, wait_id: int, event_key: str) -> bool:
         """Let an event take the wait of a run that it cancels; False if somebody else has."""
         values = {"of": wait_id, "by": event_key, "new_status": target(WAIT, "take")}
-        return self._end_cancel.first(connection, values) is not None
+        if self._end_cancel.first(connection, values) is None:
+            return False
+        self.unfile(connection, [wait_id])
+        return True
 
     def unfile(self, connection: Connection, ids: Sequence[int]) -> None:
         """Take waits out of the index."""

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import random
-import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import create_engine, text
 
-from celery_defer.correlation import Registry
+from benchmarks.processes import until
 from celery_defer.correlation.address import Address
 from celery_defer.words.correlation import Shape, digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from benchmarks.processes import Worker
 
@@ -131,20 +130,10 @@ class Waits:
 
     def check(self) -> None:
         """Be sure that the copies are what the product would have made: it finds the last one."""
-        registry: Registry = self._durable.host.registry
         key = (self._shape, digest([self.count], self._secret))
-        if registry.find([key]) != {key: [_FIRST + self.count]}:
+        if self._durable.host.registry.find([key]) != {key: [_FIRST + self.count]}:
             raise SystemExit("the registry doesn't find what was filed")
 
 
-def until(condition: Callable[[], Any], within: float = 30.0) -> None:
-    """Wait for something."""
-    deadline = time.monotonic() + within
-    while not condition():
-        if time.monotonic() > deadline:
-            raise SystemExit("what was waited for didn't come")
-        time.sleep(0.01)
-
-
 def _run_id(value: int) -> str:
-    return str(uuid.UUID(hashlib.md5(str(value).encode()).hexdigest()))
+    return str(uuid.UUID(hashlib.md5(str(value).encode(), usedforsecurity=False).hexdigest()))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Ids of copied waits begin here; the id less this is the value that the wait is for.
 _FIRST = 1_000_000
-_PORTION = 50_000
+_PORTION = 10_000
 _FILE = """
 for name, id in string.gmatch(ARGV[1], '(%S+) (%S+)\\n') do
     redis.call('ZADD', name, ARGV[2], id)
@@ -41,7 +41,7 @@ class Waits:
         self.count, self.module = count, worker.module()
         self._durable, self._namespace = self.module.durable, worker.namespace
         self.engine = create_engine(worker.database.replace("postgresql://", "postgresql+psycopg://"))
-        self._redis = Address.of(self._durable.settings.redis_url).connection()
+        self._redis = Address.of(f"{self._durable.settings.redis_url}&socket_timeout=60").connection()
         self._durable.prepare()
         first = self.module.waiter.delay(0, 86400.0)
         until(lambda: self._one("SELECT count(*) FROM {}_event_wait WHERE armed_at IS NOT NULL"))

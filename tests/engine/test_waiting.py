@@ -370,7 +370,7 @@ def test_a_typed_event_has_its_model(driver):
 
 
 def test_data_that_does_not_fit_the_type_fails_the_run_and_names_the_field(driver):
-    """It got past the sender, which had no such model: the run has a payload error, and is not tried again."""
+    """It got past the sender, which had no such model: the run has a payload error once its retries are over."""
 
     @driver.task
     def body() -> Any:
@@ -380,7 +380,7 @@ def test_data_that_does_not_fit_the_type_fails_the_run_and_names_the_field(drive
     driver.work()
     driver.host.router.route([{"name": purchase.name, "data": {"user_id": "u", "total": "much"}, "id": "x"}])
     driver.work()
-    run = driver.run(run_id)
+    run = driver.finish(run_id)
     assert (run.state, run.error["name"]) == ("failed", "PayloadError")
     assert "waiting/purchase" in run.error["message"]
     assert "total" in run.error["message"]

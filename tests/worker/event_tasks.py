@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _PATIENCE = 60.0
+# How far a machine's clock can be ahead of the database's, in seconds.
+AHEAD = 0.3
 
 
 class Order(BaseModel):
@@ -309,7 +311,7 @@ def faults(die: Callable[[str], None], folder: Path) -> dict[str, Callable[[], N
 
     def clock_ahead() -> None:
         utcnow = clock.utcnow
-        clock.utcnow = lambda: utcnow() + timedelta(seconds=0.3)  # type: ignore[assignment]
+        clock.utcnow = lambda: utcnow() + timedelta(seconds=AHEAD)  # type: ignore[assignment]
 
     def no_look_back() -> None:
         arming.look_back = lambda *args: None

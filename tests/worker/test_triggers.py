@@ -85,6 +85,7 @@ def test_an_id_that_comes_twice_starts_one_run(site: EventSite, worker: Process)
     event_id = f"{site.name}-known"
     for name, data in (("plain/came", {}), ("plain/came", {"second": True}), ("again/came", {"total": 500.0})):
         assert site.durable.send_event(Event(name, data, id=event_id)) == event_id
+        site.recorded(event_id)
     settled(site)
     assert len(told(site, "start", id=event_id)) == 1
     assert (site.event(event_id)["name"], site.event(event_id)["data"]) == ("plain/came", "{}")

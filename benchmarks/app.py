@@ -12,6 +12,7 @@ from celery_defer import Durable, step
 
 DATABASE, NAMESPACE = os.environ["BENCH_DATABASE"], os.environ["BENCH_NAMESPACE"]
 LIMIT = f"{NAMESPACE}_limit"
+AWAITED, UNUSED = "bench/awaited", "bench/unused"
 
 app = Celery("benchmarks.app", broker=os.environ["BENCH_BROKER"], backend=os.environ["BENCH_BACKEND"])
 app.conf.update(
@@ -21,6 +22,7 @@ app.conf.update(
     worker_prefetch_multiplier=16,
     result_expires=600,
     defer_max_steps=1002,
+    defer_redis_url=os.environ["BENCH_REDIS"],
 )
 durable = Durable(app)
 
@@ -78,6 +80,18 @@ def sleeper(seconds: float, records: int) -> float:
 @app.task
 def plain_late(wanted: float) -> float:
     return time.time() - wanted
+
+
+@durable.task
+def nap(until: float) -> None:
+    step.sleep_until("nap", datetime.fromtimestamp(until, UTC))
+
+
+@durable.task
+def waiter(key: int, timeout: float) -> tuple[float, bool]:
+    """When the line after a wait came, and whether an event brought it."""
+    event = step.wait_for_event("wait", AWAITED, match={"key": key}, timeout=timeout)
+    return time.time(), event is not None
 
 
 _held: dict[int, Any] = {}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.measuring import Workload
 from benchmarks.processes import seconds
 
 if TYPE_CHECKING:
@@ -14,28 +14,6 @@ if TYPE_CHECKING:
 
 OURS, PLAIN, LIMIT, DBOS = "celery_defer", "plain Celery", "raw limit", "DBOS"
 CONTENDERS = (OURS, PLAIN, LIMIT, DBOS)
-
-
-@dataclass(frozen=True)
-class Workload:
-    """A row of the table.
-
-    Attributes:
-        name: What is done.
-        unit: Of the samples; ``ms`` and ``MiB`` are better when small.
-        reach: What is to be reached.
-        work: Contender → one round's samples.
-    """
-
-    name: str
-    unit: str
-    reach: str
-    work: dict[str, Callable[[], list[float]]]
-
-    @property
-    def is_latency(self) -> bool:
-        """Whether the tail counts as well as the middle."""
-        return self.unit == "ms"
 
 
 def workloads(pg: Any, lite: Any, db: Any, dbos: Any, memory: dict[str, Callable[[], float]]) -> list[Workload]:

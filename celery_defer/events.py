@@ -13,6 +13,7 @@ from celery_defer.words import guard
 from celery_defer.words.codec import codec_for, plain
 from celery_defer.words.durations import moment
 from celery_defer.words.json_text import plain_text
+from celery_defer.words.refusal import why
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -105,7 +106,8 @@ class EventType(Generic[T]):
         try:
             built = self._codec.load(self._codec.dump(data))
         except PayloadError as error:
-            reason = f"event {self.name!r} can't have this data: {error}"
+            found = why(error.__cause__ or error)
+            reason = f"event {self.name!r} can't have this data: {found}: give what fits {self.model.__name__}"
             raise PayloadError(reason) from error
         return Event(self.name, built, id, ts)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 
-from examples import services
+from examples import customers, services
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -22,24 +22,37 @@ class Facts:
 
     Attributes:
         sent: The orders that were accepted, by run id.
-        runs: All runs, deferred ones included.
+        runs: All runs, deferred and triggered ones included.
         results: Celery's state by run id.
         created: The order ids of the shop's order table.
-        effects: Service and key of what the services did.
+        effects: Service, key and subject of what the services did.
         calls: Service and key of each time that one was called.
     """
 
-    sent: Mapping[str, Mapping[str, str]]
+    sent: Mapping[str, Mapping[str, Any]]
     runs: Sequence[Run]
     results: Mapping[str, str]
     created: Sequence[str]
-    effects: Sequence[tuple[str, str]]
+    effects: Sequence[tuple[str, str, str]]
     calls: Sequence[tuple[str, str]]
 
     @property
-    def paid(self) -> list[str]:
+    def charged(self) -> list[str]:
         """The ids of the runs whose order has a card that isn't declined."""
-        return [run_id for run_id, order in self.sent.items() if order["card"] != services.DECLINED]
+        return [run_id for run_id, order in self.sent.items() if order["card"] not in {None, services.DECLINED}]
+
+    @property
+    def paid(self) -> list[str]:
+        """The ids of the runs whose order is paid."""
+        return [*self.charged, *self.without_card(customers.PAYS)]
+
+    def without_card(self, then: str) -> list[str]:
+        """Return the ids of the runs whose order has no card.
+
+        Args:
+            then: Only those of whose customers this is true.
+        """
+        return [run_id for run_id, order in self.sent.items() if order["card"] is None and order["then"] == then]
 
 
 @dataclass(frozen=True)
@@ -55,7 +68,7 @@ class Check:
     wrong: str
 
 
-def gather(durable: Durable, sent: Mapping[str, Mapping[str, str]]) -> Facts:
+def gather(durable: Durable, sent: Mapping[str, Mapping[str, Any]]) -> Facts:
     """Read everything.
 
     Args:
@@ -65,14 +78,15 @@ def gather(durable: Durable, sent: Mapping[str, Mapping[str, str]]) -> Facts:
     runs = durable.list_runs(include_deferred=True, limit=100_000)
     with services.engine().connect() as connection:
         created = connection.scalars(select(services.orders.c.order_id)).all()
-        effects = connection.execute(select(services.effects.c.service, services.effects.c.key)).all()
+        columns = services.effects.c
+        effects = connection.execute(select(columns.service, columns.key, columns.subject)).all()
         calls = connection.execute(select(services.calls.c.service, services.calls.c.key)).all()
     return Facts(
         sent=sent,
         runs=runs,
         results={run.id: durable.app.AsyncResult(run.id).state for run in runs},
         created=created,
-        effects=[(service, key) for service, key in effects],
+        effects=[(service, key, subject) for service, key, subject in effects],
         calls=[(service, key) for service, key in calls],
     )
 
@@ -83,11 +97,16 @@ def audit(facts: Facts) -> list[Check]:
     Args:
         facts: From `gather`.
     """
-    orders = [run for run in facts.runs if run.parent_id is None]
-    wanted = {run_id: "completed" if run_id in set(facts.paid) else "failed" for run_id in facts.sent}
+    orders = [run for run in facts.runs if run.trigger == "call"]
+    called_off = facts.without_card(customers.CANCELS)
+    ends = dict.fromkeys([*facts.paid, *facts.without_card(customers.FORGETS)], "completed")
+    ends |= dict.fromkeys(called_off, "cancelled")
+    wanted = {run_id: ends.get(run_id, "failed") for run_id in facts.sent}
     deferred = Counter((run.parent_id, run.deferral_id, run.state) for run in facts.runs if run.parent_id)
     follow_ups = {(run_id, name, "completed") for run_id in facts.paid for name in ("track", "score")}
-    celery = {"completed": "SUCCESS", "failed": "FAILURE"}
+    scored = [(run.id, facts.sent.get(run.parent_id or "")) for run in facts.runs if run.deferral_id == "score"]
+    outcomes = [(run_id, customers.outcome_of(order["user_id"])) for run_id, order in scored if order]
+    celery = {"completed": "SUCCESS", "failed": "FAILURE", "cancelled": "REVOKED"}
     return [
         Check(
             "every accepted order has one run, and it ended as it should",
@@ -96,7 +115,19 @@ def audit(facts: Facts) -> list[Check]:
         Check("every order was created exactly once", _differ(Counter(facts.created), _order_ids(facts, facts.sent))),
         Check(
             "every order was charged exactly once, declined cards never",
-            _differ(_owners(facts, "payments"), facts.paid),
+            _differ(_owners(facts, "payments"), facts.charged),
+        ),
+        Check(
+            "every transfer that came was booked exactly once",
+            _differ(_owners(facts, "transfers"), facts.without_card(customers.PAYS)),
+        ),
+        Check(
+            "every order that nobody paid in time was closed exactly once",
+            _differ(_owners(facts, "unpaid"), facts.without_card(customers.FORGETS)),
+        ),
+        Check(
+            "every order that was called off was cancelled, its goods released once",
+            _differ(Counter(order for _, order in _entries(facts, "released")), _order_ids(facts, called_off)),
         ),
         Check("every paid order has its two deferred runs, each once", _differ(deferred, follow_ups)),
         Check(
@@ -105,6 +136,10 @@ def audit(facts: Facts) -> list[Check]:
                 _owners(facts, "analytics") + _owners(facts, "scores"),
                 (run.id for run in facts.runs if run.deferral_id),
             ),
+        ),
+        Check(
+            "every score says what its customer did, buy or leave",
+            _differ(Counter((run_id, text.split()[-1]) for run_id, text in _entries(facts, "scores")), outcomes),
         ),
         Check(
             "Celery's result of every run says the same as its row",
@@ -136,8 +171,12 @@ def _order_ids(facts: Facts, run_ids: Iterable[str]) -> list[str]:
 
 
 def _owners(facts: Facts, service: str) -> Counter[str]:
+    return Counter(run_id for run_id, _ in _entries(facts, service))
+
+
+def _entries(facts: Facts, service: str) -> list[tuple[str, str]]:
     # a step's key starts with the id of its run
-    return Counter(key.partition(":")[0] for name, key in facts.effects if name == service)
+    return [(key.partition(":")[0], subject) for name, key, subject in facts.effects if name == service]
 
 
 def _differ(found: Mapping[Any, int], wanted: Iterable[object]) -> str:

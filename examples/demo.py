@@ -1,5 +1,8 @@
 """Three hundred orders, two kill -9, nothing lost and nothing done twice: ``python -m examples.demo``.
 
+Some orders wait for the event of their payment meanwhile; some of these nobody pays in time, some are called off. The
+scores wait for what customers do next.
+
 It needs nothing but Python: it starts its own Valkey server, a worker and beat as real processes, with SQLite in
 a temporary folder, and leaves nothing behind.
 """
@@ -73,6 +76,7 @@ class Demo:
         self.services = importlib.import_module("examples.services")
         self.durable = self.shop.durable
         self.till = Till(self.shop.process_order, lines)
+        self.customers = importlib.import_module("examples.customers").Customers(self.till.sent)
         self.hit: dict[str, tuple[str, datetime]] = {}
 
     def start_beat(self) -> Child:
@@ -101,9 +105,10 @@ class Demo:
         while True:
             runs = self._runs()
             counted = Counter(run.state for run in runs)
-            orders, over = len(self.over(runs)), counted["completed"] + counted["failed"]
+            orders, over = len(self.over(runs)), sum(run.finished_at is not None for run in runs)
             self.till.serve(orders, AT_ONCE)
-            waiting = f", {counted['waiting']} asleep" if counted["waiting"] else ""
+            self.customers.act(runs)
+            waiting = f", {counted['waiting']} waiting" if counted["waiting"] else ""
             line = f"line {self.till.read}/{self.till.total}"
             self.story.progress(f"{line}: {orders} orders done, {over} runs over{waiting}")
             if condition(runs):
@@ -120,7 +125,7 @@ class Demo:
 
     def over(self, runs: list[Run]) -> list[Run]:
         """Return the orders' runs that are over."""
-        return [run for run in runs if run.parent_id is None and run.finished_at is not None]
+        return [run for run in runs if run.id in self.till.sent and run.finished_at is not None]
 
     def wait_for_part(self, part: float) -> None:
         """Wait until a part of the orders is done."""
@@ -154,6 +159,15 @@ class Demo:
         pids = " ".join(str(-child.pid) for child in (worker, *others))
         orders = " and ".join(order_id for order_id, _ in charging)
         self.story.tell(f"kill -9 {pids}: {names}, all processes, while charging {orders}", "bold red")
+
+    def wake_customers(self) -> None:
+        """Have customers pay, call off, buy and leave from now on, and tell what has waited for that."""
+        runs = self._runs()
+        orders, waiting = len(self.customers.waiting(runs)), sum(run.waiting_for == "event" for run in runs)
+        self.customers.awake = True
+        self.customers.act(runs)
+        self.story.tell(f"meanwhile {orders} orders wait to be paid and {waiting - orders} scores for their customers")
+        self.story.tell(f"{self.customers.told} events are sent to the shop, where no worker is now")
 
     @contextmanager
     def _frozen(self, worker: Child) -> Iterator[list[tuple[str, str]]]:
@@ -207,7 +221,8 @@ class Demo:
         unstable = next((i for i, order in self.till.sent.items() if order["card"] == self.services.UNSTABLE), None)
         named = [(why, run_id) for why, run_id in {why: run_id for run_id, (why, _) in self.hit.items()}.items()]
         named += [("the provider failed once", unstable)] if unstable else []
-        failed = sorted((run for run in facts.runs if run.state == "failed"), key=lambda run: run.id)
+        named += self.customers.samples()
+        failed = sorted((run for run in facts.runs if run.state in ("failed", "cancelled")), key=lambda run: run.id)
         console.print()
         console.print(report.runs_table(facts.runs))
         console.print(report.samples(self.durable, named))
@@ -262,6 +277,7 @@ def _demo(story: Story, console: Console, lines: list[str]) -> bool:
             "SHOP_BACKEND": server.url(1),
             "SHOP_DATABASE": f"sqlite:///{folder / 'shop.db'}",
             "SHOP_LEASE": f"{LEASE}s",
+            "SHOP_VISIT": "1h",
         }
         story.tell("a Valkey server runs on a socket, SQLite in a temporary folder")
         demo = Demo(story, children, folder, lines)
@@ -269,6 +285,7 @@ def _demo(story: Story, console: Console, lines: list[str]) -> bool:
         worker = demo.start_worker("worker 1")
         demo.wait_for_part(FIRST)
         demo.kill(worker)
+        demo.wake_customers()
         story.tell(f"its runs go on elsewhere when their lease of {LEASE} s has run out")
         worker = demo.start_worker("worker 2")
         demo.wait_for_part(SECOND)
@@ -277,8 +294,8 @@ def _demo(story: Story, console: Console, lines: list[str]) -> bool:
         demo.start_worker("worker 3")
         demo.wait_for_all()
         story.end_progress()
-        sent, refused = len(demo.till.sent), len(demo.till.refused)
-        story.tell(f"all lines are read, all runs are over: {sent} orders, {refused} lines refused")
+        sent, refused, events = len(demo.till.sent), len(demo.till.refused), demo.customers.told
+        story.tell(f"all runs are over: {sent} orders, {refused} lines refused, {events} events sent")
         good = demo.tell_the_end(console)
         children.stop()
         verdict = "Nothing was lost, nothing was done twice." if good else "A check does not hold: see above."

@@ -64,18 +64,22 @@ def refused_table(refused: Sequence[tuple[int, str, str]], failed: Sequence[Run]
 
     Args:
         refused: Line number, order, reason.
-        failed: Runs that failed.
+        failed: Runs that failed or were cancelled.
     """
     table = _table("Refused, and why", "line", "order", "reason")
     table.columns[0].justify = "right"
     for number, order, reason in refused:
         table.add_row(str(number), Text(order), Text(reason))
     for run in failed[:SHOWN]:
-        error = run.error or {}
-        table.add_row("", Text(run.id.removeprefix("order-")), Text(f"run failed: {error.get('message')}"))
+        table.add_row("", Text(run.id.removeprefix("order-")), Text(_reason(run)))
     if len(failed) > SHOWN:
         table.add_row("", "", f"and {len(failed) - SHOWN} more runs failed")
     return table
+
+
+def _reason(run: Run) -> str:
+    error = run.error or {}
+    return f"run {run.state}: {error.get('message')}"
 
 
 def counts_table(facts: Facts, answered: int, in_flight: int, answered_in_flight: int) -> Table:
@@ -89,7 +93,7 @@ def counts_table(facts: Facts, answered: int, in_flight: int, answered_in_flight
     """
     table = _table("Steps", "", "count")
     table.columns[1].justify = "right"
-    charges = Counter(service for service, _ in facts.effects)["payments"]
+    charges = Counter(service for service, *_ in facts.effects)["payments"]
     called = Counter(service for service, _ in facts.calls)["payments"]
     table.add_row("answered from their record instead of run again", str(answered))
     table.add_row(f"of these, in the {in_flight} runs that a kill -9 hit", str(answered_in_flight))

@@ -102,16 +102,22 @@ def charge(order_id: str, card: str, total: float, *, idempotency_key: str) -> s
     return f"ch_{order_id.lower()}"
 
 
+def book(kind: str, order_id: str, *, key: str) -> None:
+    """Note in the shop's books that an order's transfer has come, that nobody paid it, or that it was called off."""
+    _called(kind, key)
+    _once(kind, key, order_id)
+
+
 def track(event_name: str, order_id: str, *, message_id: str) -> None:
     """Count an event; analytics drops a message id that it has seen."""
     _called("analytics", message_id)
     _once("analytics", message_id, f"{event_name} {order_id}")
 
 
-def score(run_id: str, product: str, *, converted: bool, key: str) -> None:
+def score(run_id: str, product: str, outcome: str, *, key: str) -> None:
     """Note how a recommendation did."""
     _called("scores", key)
-    _once("scores", key, f"{run_id} {product} {converted}")
+    _once("scores", key, f"{run_id} {product} {outcome}")
 
 
 def _called(service: str, key: str) -> int:

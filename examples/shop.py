@@ -1,11 +1,15 @@
 """The shop: an order is created and paid, then analytics and scoring follow as runs of their own.
 
+Who has a card is charged at once; who pays by bank transfer has some time, until the bank's event comes. A customer may
+call an order off. Scoring waits for what the customer does next.
+
 Start it with::
 
     celery -A examples.shop worker
     celery -A examples.shop beat
 
-SHOP_BROKER, SHOP_BACKEND and SHOP_DATABASE say where; SHOP_LEASE how long a worker may be silent.
+SHOP_BROKER, SHOP_BACKEND and SHOP_DATABASE say where; SHOP_LEASE how long a worker may be silent, SHOP_VISIT how long a
+customer may think about what was recommended.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from celery import Celery, signals
 from pydantic import BaseModel, Field
 
-from celery_defer import Durable, current_run, defer, step
+from celery_defer import Durable, Event, EventType, On, RunEnded, current_run, defer, run_cancelled, step
 from examples import services
 
 if TYPE_CHECKING:
@@ -36,6 +40,7 @@ app.conf.update(
     broker_transport_options={"visibility_timeout": 60},
 )
 durable = Durable(app)
+VISIT = os.environ.get("SHOP_VISIT", "2s")
 signals.worker_init.connect(lambda **_: services.open_shop(), weak=False)
 
 
@@ -44,8 +49,9 @@ class Order(BaseModel):
 
     order_id: str
     user_id: str
-    card: Annotated[str, Field(pattern=r"^\d{16}$")]
+    card: Annotated[str, Field(pattern=r"^\d{16}$")] | None  # None: a bank transfer
     total: Annotated[float, Field(gt=0)]
+    pay_within: float = 3600.0  # seconds for the transfer
 
 
 class Charge(BaseModel):
@@ -53,6 +59,32 @@ class Charge(BaseModel):
 
     id: str
     user_id: str
+
+
+class Payment(BaseModel):
+    """What the bank tells of a transfer."""
+
+    order_id: str
+    reference: str
+
+
+class Purchase(BaseModel):
+    """What the web site tells when a customer buys what was recommended."""
+
+    user_id: str
+    product: str
+
+
+class Visit(BaseModel):
+    """What it tells when one leaves."""
+
+    user_id: str
+
+
+# Events of these names are recorded from now on, also if nobody waits for them yet.
+paid = EventType("payment/received", Payment)
+purchase = EventType("purchase/completed", Purchase)
+visit_ended = EventType("visit/ended", Visit)
 
 
 @durable.task
@@ -63,20 +95,35 @@ def track_analytics(order_id: str, user_id: str) -> None:
 
 @durable.task
 def score_recommendation(run_id: str, user_id: str) -> None:
-    """See, after a while in which the customer may buy what was recommended, how the recommendation did."""
+    """Wait until the customer buys what was recommended, or leaves, and note how the recommendation did."""
     product = step.run("read-recommendation", read_recommendation, user_id)
-    step.sleep("give-them-time", "1s")
-    step.run("record-outcome", record_outcome, run_id, user_id, product)
+    event = step.wait_for_event("outcome", [purchase, visit_ended], match={"user_id": user_id}, timeout=VISIT)
+    step.run("record-outcome", record_outcome, run_id, product, event.name if event else "unknown")
 
 
-@durable.task(retry_backoff="200ms")
+@durable.task(retry_backoff="200ms", cancel_on=[On("order/cancelled", match="order_id")])
 def process_order(order: Order) -> str:
-    """Create and charge an order, and have the rest done once that is over."""
+    """Create an order and have it paid, and have the rest done once that is over."""
     order_id = step.transaction("create-order", create_order, order)
-    charge = step.run("charge-payment", charge_payment, order)
-    defer("track", track_analytics.si(order_id=order_id, user_id=charge.user_id))
-    defer("score", score_recommendation.si(run_id=current_run.id, user_id=charge.user_id))
+    if order.card is None:
+        payment = step.wait_for_event("payment", paid, match={"order_id": order_id}, timeout=order.pay_within)
+        if payment is None:
+            step.run("close-unpaid", book, "unpaid", order_id)
+            return f"{order_id} was not paid"
+        step.run("book-payment", book, "transfers", order_id)
+    else:
+        step.run("charge-payment", charge_payment, order, order.card)
+    defer("track", track_analytics.si(order_id=order_id, user_id=order.user_id))
+    defer("score", score_recommendation.si(run_id=current_run.id, user_id=order.user_id))
     return order_id
+
+
+@durable.task(triggers=[On(run_cancelled, task=process_order)])
+def release_goods(event: Event[RunEnded]) -> None:
+    """Put what was kept for an order back on the shelf when it is called off."""
+    ended = event.data
+    (order,) = (ended.args or []) + list((ended.kwargs or {}).values())
+    step.run("release", book, "released", order["order_id"])
 
 
 def create_order(connection: Connection, order: Order) -> str:
@@ -85,10 +132,15 @@ def create_order(connection: Connection, order: Order) -> str:
     return order.order_id
 
 
-def charge_payment(order: Order) -> Charge:
+def charge_payment(order: Order, card: str) -> Charge:
     """At least once, if a worker dies at the wrong moment; the key lets the provider charge once all the same."""
-    charge_id = services.charge(order.order_id, order.card, order.total, idempotency_key=current_run.step_key)
+    charge_id = services.charge(order.order_id, card, order.total, idempotency_key=current_run.step_key)
     return Charge(id=charge_id, user_id=order.user_id)
+
+
+def book(kind: str, order_id: str) -> None:
+    """Note something in the books, once."""
+    services.book(kind, order_id, key=current_run.step_key)
 
 
 def send_to_segment(order_id: str, user_id: str) -> None:
@@ -101,8 +153,7 @@ def read_recommendation(user_id: str) -> str:
     return f"sku-{sum(user_id.encode()) % 40:02d}"
 
 
-def record_outcome(run_id: str, user_id: str, product: str) -> dict[str, Any]:
-    """Write the score; one customer in three has bought."""
-    converted = sum(user_id.encode()) % 3 == 0
-    services.score(run_id, product, converted=converted, key=current_run.step_key)
-    return {"product": product, "converted": converted}
+def record_outcome(run_id: str, product: str, outcome: str) -> dict[str, Any]:
+    """Write the score."""
+    services.score(run_id, product, outcome, key=current_run.step_key)
+    return {"product": product, "outcome": outcome}

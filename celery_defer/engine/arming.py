@@ -1,4 +1,4 @@
-"""What follows the commit of a wait: it is filed in the registry, then it looks back (R2, R3).
+"""A wait's commit with its run, and what follows: it is filed in the registry, then it looks back (R1, R2, R3).
 
 In this order, and each in its own transaction: an event that isn't there at the look-back is recorded after the wait
 was committed and filed, so that its router finds the wait. A death in between is made good by the sweep.
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from celery_defer.engine.control import Suspend
+    from celery_defer.engine.execution import Execution
     from celery_defer.engine.knowledge import Known
     from celery_defer.engine.matching import Awaited
     from celery_defer.engine.ports import Host
@@ -28,6 +30,41 @@ if TYPE_CHECKING:
 _AS_LONG_AS_IT_LIVES = timedelta(days=5 * 366)
 # A wait that isn't armed after so many seconds has lost its process.
 _UNARMED = 5.0
+
+
+def await_event(connection: Connection, execution: Execution, suspension: Suspend, expires: datetime) -> Open | None:
+    """Commit a wait for an event with the suspension (R1).
+
+    Args:
+        connection: The open transaction, in which the run was suspended.
+        execution: The execution.
+        suspension: What it waits for.
+        expires: Until when.
+
+    Returns:
+        The wait, to be armed after the commit; None if it is over, or was committed before.
+    """
+    awaits, fence = execution.host.store.awaits, execution.fence
+    awaited = suspension.awaited
+    if awaited is None:
+        again = awaits.wait_again(connection, fence.run_id, suspension.key, suspension.attempt, fence.epoch)
+        # events that came meanwhile found nobody waiting: it looks back once more
+        return None if again is None else Open(again, awaits.keys_of(connection, [again["id"]])[again["id"]])
+    known = execution.host.knowledge.current(connection)
+    row = {
+        "kind": str(AwaitKind.WAIT),
+        "run_id": fence.run_id,
+        "step_id": suspension.key,
+        "attempt": suspension.attempt,
+        "position": execution.position,
+        "epoch": fence.epoch,
+        "since": awaited.since or known.now,
+        "expires": expires,
+        "terms": awaited.terms.written(),
+    }
+    keys = awaited.keys(known.secret)
+    wait_id = awaits.add(connection, row, keys)
+    return None if wait_id is None else Open({**row, "id": wait_id, "created_at": known.now}, keys)
 
 
 def await_cancels(

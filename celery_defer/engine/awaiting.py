@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import uuid
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -19,18 +21,25 @@ from celery_defer.words.codec import codec_for, plain
 from celery_defer.words.correlation import MISSING, at
 from celery_defer.words.durations import seconds
 from celery_defer.words.expressions import expression
+from celery_defer.words.refusal import short
 from celery_defer.words.states import StepKind, WaitingFor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
     from celery_defer.engine.execution import Execution
+
+logger = logging.getLogger("celery_defer.run")
 
 Awaitable = str | EventType[Any]
 Duration = float | str | timedelta
 
 MOST_NAMES = 10
+_UNDECLARED = (
+    "this wait can't look back: events named %s weren't recorded until now, as no code declares them:"
+    " declare an EventType where workers import it"
+)
 CALL = "celery_defer/call"
 # Events that are sent without an id have one that follows from the step, so that they are sent once (RFC 9562).
 _NAMESPACE = uuid.UUID("3a2b7f0e-6d0c-5b1c-8e57-0f4f8e7c2a11")
@@ -72,11 +81,14 @@ def wait_for_event(  # noqa: PLR0913 - the public call's
         match=matched(match, execution.event),
         if_=_checked(if_),
         variables=_variables(variables),
-        event=own_event(execution) if if_ is not None else None,
+        event=_as_event(own_event(execution)) if if_ is not None else None,
         but=_started_by(execution),
     )
     awaited = Awaited([*types], terms, _since(execution, lookback))
-    execution.persist(lambda: execution.host.knowledge.learn((), awaited.shapes))
+    strange = execution.persist(lambda: execution.host.knowledge.learn((), awaited.shapes)).strange
+    if strange and awaited.since is not None and execution.host.settings.event_log == "used":
+        where = {"run_id": execution.fence.run_id, "task": execution.row["task"], "step": key}
+        logger.warning(_UNDECLARED, ", ".join(sorted(strange)), extra=where)
     return execution.leave(Suspend(WaitingFor.EVENT, key, 0, within, awaited=awaited))
 
 
@@ -151,7 +163,7 @@ def matched(match: Mapping[str, Any] | str | None, own: Any) -> dict[str, Any]:
         own: Returns the data of the run's own event.
 
     Raises:
-        PayloadError: A value is missing or null, or can't be compared.
+        InvalidArgumentError: A value is missing or null, or can't be compared.
     """
     if match is None:
         return {}
@@ -162,22 +174,27 @@ def matched(match: Mapping[str, Any] | str | None, own: Any) -> dict[str, Any]:
                 f"match={match!r} can't be used: this run's own event has no field {match!r}, found"
                 f" {sorted(own())}: name one of them, or give match={{{match!r}: value}}"
             )
-            raise PayloadError(reason)
+            raise InvalidArgumentError(reason)
         match = {match: value}
+    if not isinstance(match, Mapping):
+        reason = f"match must be values by data path, or the path of one, found {short(match)}"
+        raise InvalidArgumentError(reason)
     found = {}
     for path, value in match.items():
         if not isinstance(path, str) or not path:
             reason = f"match needs data paths as keys, found {path!r:.60}: write match={{'order.id': value}}"
-            raise PayloadError(reason)
+            raise InvalidArgumentError(reason)
         if value is None:
             reason = f"match can't be used: the value for {path!r} is None, which would match events without the field"
-            raise PayloadError(reason)
-        found[path] = plain(value)
-    guard.check(found, "match")
-    return found
+            raise InvalidArgumentError(reason)
+        found[path] = value
+    return _guarded(found, "match")
 
 
 def _types(event: Awaitable | Sequence[Awaitable]) -> dict[str, EventType[Any] | None]:
+    if not isinstance(event, str | EventType | Iterable):
+        reason = f"a wait needs an event's name, its EventType or a list of them, found {short(event)}"
+        raise InvalidArgumentError(reason)
     listed = [event] if isinstance(event, str | EventType) else list(event)
     if not 0 < len(listed) <= MOST_NAMES:
         reason = f"a wait needs 1 to {MOST_NAMES} events, found {len(listed)}"
@@ -186,7 +203,17 @@ def _types(event: Awaitable | Sequence[Awaitable]) -> dict[str, EventType[Any] |
         if not isinstance(each, str | EventType) or not each:
             reason = f"a wait needs an event's name or its EventType, found {each!r:.60}"
             raise InvalidArgumentError(reason)
+        if isinstance(each, str):
+            _check_name(each)
     return {(each if isinstance(each, str) else each.name): _type(each) for each in listed}
+
+
+def _check_name(name: str) -> None:
+    try:
+        Event(name)
+    except PayloadError as error:
+        reason = f"a wait can't be for this event: {error}"
+        raise InvalidArgumentError(reason) from error
 
 
 def _type(event: Awaitable) -> EventType[Any] | None:
@@ -206,7 +233,7 @@ def _timeout(execution: Execution, timeout: Duration) -> float:
     if retention is not None and within > retention:
         reason = (
             f"a wait's timeout can't be longer than events are kept, found {timeout!r} and defer_retention of"
-            f" {retention:g} s: raise defer_retention, or wait in pieces"
+            f" {retention:.0f} s: raise defer_retention, or wait in pieces"
         )
         raise InvalidArgumentError(reason)
     return within
@@ -218,11 +245,28 @@ def _checked(if_: str | None) -> str | None:
     return if_
 
 
+def _as_event(event: dict[str, Any]) -> dict[str, Any]:
+    """Let only such arguments of a call into expressions as may be in an event."""
+    _guarded(event["data"], "this run's own event, which if_ may use,")
+    return event
+
+
 def _variables(variables: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if variables is None:
         return None
-    found = plain(dict(variables))
-    guard.check(found, "vars")
+    if not isinstance(variables, Mapping):
+        reason = f"vars must be values by name, found {short(variables)}"
+        raise InvalidArgumentError(reason)
+    return _guarded(variables, "vars")
+
+
+def _guarded(values: Mapping[str, Any], what: str) -> dict[str, Any]:
+    try:
+        found = plain(dict(values))
+        guard.check(found, what)
+    except (PayloadError, TypeError, ValueError) as error:
+        reason = f"{what} can't be used: {error}"
+        raise InvalidArgumentError(reason) from error
     return dict(found)
 
 

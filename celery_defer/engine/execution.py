@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from celery_defer.engine.control import Abort, Cancelled, Control, HandOver, LeaseLost, Suspend
 from celery_defer.engine.current import executing, stepping
 from celery_defer.engine.deferring import DeferralBook
-from celery_defer.errors import LimitExceededError, NestedStepError, NonRetriableError
+from celery_defer.engine.step_ids import check_id
+from celery_defer.errors import LimitExceededError, NestedStepError
 from celery_defer.store import StoreAwayError
 from celery_defer.words import clock
-from celery_defer.words.guard import text_fault
 from celery_defer.words.records import Fence, ParentRef
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ logger = logging.getLogger("celery_defer.run")
 _REORDERED = "the order of steps has changed since they were recorded: each is answered from its record"
 _UNASKED = "the run finished and nobody asked for some of its records: a renamed step has run again"
 BODY = ""  # the step id of a failed go at the body between steps; users' ids are never empty
-LONGEST_ID = 200
 LONGEST_WAIT = 366 * 86400.0
 
 
@@ -330,23 +329,3 @@ class Execution:
         unasked = sorted(self._recorded - self._asked)
         if unasked:
             logger.warning(_UNASKED, extra={"run_id": self.fence.run_id, "task": self.row["task"], "steps": unasked})
-
-
-def check_id(step_id: Any) -> None:
-    """Refuse what can't be a step's id.
-
-    Args:
-        step_id: What the user gave.
-
-    Raises:
-        NonRetriableError: It isn't text, is empty or too long.
-    """
-    if not isinstance(step_id, str):
-        reason = f"a step id must be text, found {type(step_id).__name__} ({step_id!r:.80}): give each step a name"
-        raise NonRetriableError(reason)
-    if not 0 < len(step_id) <= LONGEST_ID:
-        reason = f"a step id must have 1 to {LONGEST_ID} characters, found {len(step_id)}: shorten {step_id!r:.40}"
-        raise NonRetriableError(reason)
-    if text_fault(step_id):
-        reason = f"a step id can't have NUL characters or half surrogate pairs, found {step_id!r:.80}: leave them out"
-        raise NonRetriableError(reason)

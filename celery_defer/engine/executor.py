@@ -11,8 +11,8 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from celery_defer.engine import steps
-from celery_defer.engine.arming import arm
+from celery_defer.engine import entering
+from celery_defer.engine.arming import arm, await_event
 from celery_defer.engine.attempt import pause
 from celery_defer.engine.cancelling import cancelled_error
 from celery_defer.engine.control import Abort, Cancelled, Control, HandOver, LeaseLost, Suspend
@@ -33,7 +33,7 @@ from celery_defer.errors import (
 )
 from celery_defer.words import clock
 from celery_defer.words.settings import PUBLISH_GRACE
-from celery_defer.words.states import AwaitKind, RunState, WaitingFor
+from celery_defer.words.states import RunState, WaitingFor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,6 @@ _FINAL = (
     StepError,
     NonRetriableError,
     LimitExceededError,
-    PayloadError,
     InvalidArgumentError,
     InvalidExpressionError,
     ConfigError,
@@ -111,7 +110,7 @@ class _Executor:
             return Cancelled()
         if row["crashes"] > execution.policy.retries:
             return Abort(CrashLoopError(row["id"], row["crashes"], execution.policy.retries))
-        steps.at_work.add(id(execution))
+        entering.at_work.add(id(execution))
         try:
             with execution.running():
                 outcome: Any = _Returned(body())
@@ -120,7 +119,7 @@ class _Executor:
         except Exception as error:  # noqa: BLE001 - whatever the body raises is decided here
             outcome = error
         finally:
-            steps.at_work.discard(id(execution))
+            entering.at_work.discard(id(execution))
         # a body that swallowed the way out is out all the same
         return outcome if execution.leaving is None else execution.leaving
 
@@ -250,7 +249,7 @@ class _Executor:
         if wake_at is None:
             return None
         if suspension.waiting_for == WaitingFor.EVENT:
-            done.opened = _await(connection, execution, suspension, wake_at)
+            done.opened = await_event(connection, execution, suspension, wake_at)
         if not suspension.known:
             store.waits.add(connection, execution.fence, _wait(execution, suspension, wake_at))
         if suspension.call is not None:
@@ -329,31 +328,6 @@ class _Suspended:
 @dataclass(frozen=True, slots=True)
 class _Returned:
     value: Any
-
-
-def _await(connection: Connection, execution: Execution, suspension: Suspend, expires: datetime) -> Open | None:
-    """Commit a wait for an event with the suspension (R1)."""
-    awaits, fence = execution.host.store.awaits, execution.fence
-    awaited = suspension.awaited
-    if awaited is None:
-        again = awaits.wait_again(connection, fence.run_id, suspension.key, suspension.attempt, fence.epoch)
-        # events that came meanwhile found nobody waiting: it looks back once more
-        return None if again is None else Open(again, awaits.keys_of(connection, [again["id"]])[again["id"]])
-    known = execution.host.knowledge.current(connection)
-    row = {
-        "kind": str(AwaitKind.WAIT),
-        "run_id": fence.run_id,
-        "step_id": suspension.key,
-        "attempt": suspension.attempt,
-        "position": execution.position,
-        "epoch": fence.epoch,
-        "since": awaited.since or known.now,
-        "expires": expires,
-        "terms": awaited.terms.written(),
-    }
-    keys = awaited.keys(known.secret)
-    wait_id = awaits.add(connection, row, keys)
-    return None if wait_id is None else Open({**row, "id": wait_id, "created_at": known.now}, keys)
 
 
 def _wait(execution: Execution, suspension: Suspend, wake_at: Any) -> dict[str, Any]:

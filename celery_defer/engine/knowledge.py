@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ class Known:
         names: Of events that somebody uses.
         shapes: Of the waits for each name.
         born: The name of each shape and when it became known, by its id.
+        strange: The names among those just learned with a shape that nobody knew before.
     """
 
     version: int = -1
@@ -38,6 +39,7 @@ class Known:
     names: frozenset[str] = frozenset()
     shapes: Mapping[str, Collection[Shape]] = field(default_factory=dict)
     born: Mapping[str, tuple[str, datetime]] = field(default_factory=dict)
+    strange: Collection[str] = ()
 
     def keys_of(self, event: RecordedEvent) -> list[tuple[str, str]]:
         """Return shape and digest of every wait that an event could be for."""
@@ -57,6 +59,11 @@ class Knowledge:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._known = Known()
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names that are known; no name ceases to be, but there may be more."""
+        return self._known.names
 
     def current(self, connection: Connection) -> Known:
         """Return what is known now.
@@ -85,7 +92,7 @@ class Knowledge:
         """
         known = self._known
         if known.version < 0 or not (known.names >= set(names) and known.born.keys() >= {each.id for each in shapes}):
-            self._store.transact(lambda connection: self._store.known.learn(connection, names, shapes))
+            strange = self._store.transact(lambda connection: self._store.known.learn(connection, names, shapes))
             with self._store.autocommit() as connection:
-                return self.current(connection)
+                return replace(self.current(connection), strange=strange)
         return known

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from celery_defer.errors import PayloadError
+from celery_defer.store.cipher import opened
 from celery_defer.words.correlation import MISSING, Shape, at, digest, same
-from celery_defer.words.expressions import expression
+from celery_defer.words.expressions import stored
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from celery_defer.store.events import RecordedEvent
+
+logger = logging.getLogger("celery_defer.route")
+
+_UNREADABLE = "a wait for an event can't be read, so no event matches it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +76,10 @@ class Terms:
                 return False
         if self.if_ is None:
             return True
-        return expression(self.if_).holds(dict(self.event or {}), event.written(), dict(self.variables or {}))
+        found = stored(self.if_)
+        if found is None:
+            return False
+        return found.holds(dict(self.event or {}), event.written(), dict(self.variables or {}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +112,16 @@ class Awaited:
 
 
 def wanted(row: Mapping[Any, Any], event: RecordedEvent) -> bool:
-    """Tell whether an event is what an open wait is for.
+    """Tell whether an event is what an open wait is for; a row that can't be read keeps no others from matching.
 
     Args:
         row: The wait's row.
         event: The event.
     """
-    return bool(row["since"] <= event.received_at < row["expires"]) and Terms.read(row["terms"]).met_by(event)
+    if not row["since"] <= event.received_at < row["expires"]:
+        return False
+    try:
+        return Terms.read(opened(row["terms"])).met_by(event)
+    except (PayloadError, ValueError, KeyError) as error:
+        logger.error(_UNREADABLE, extra={"run_id": row["run_id"], "reason": repr(error)})  # noqa: TRY400 - the trace is of no use
+        return False

@@ -20,6 +20,7 @@ from celery_defer.errors import DurableError
 from celery_defer.events import Event
 from celery_defer.store.events import RecordedEvent, new_keys
 from celery_defer.store.once import key_of
+from celery_defer.words import guard
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ logger = logging.getLogger("celery_defer.route")
 
 # An event's id, and an idempotency key, is remembered for so long, in seconds.
 REMEMBERED = 24 * 3600.0
+_REFUSED = "the database refuses an event, which is dropped"
 _UNREADABLE = "an event can't be read and is dropped: %s"
 
 
@@ -79,7 +81,7 @@ class Router:
         Returns:
             How many were recorded or routed again.
         """
-        events = self._record([*self._readable(sent)], outbox, again)  # E1
+        events = self._record([*self._readable(self._used(sent))], outbox, again)  # E1
         if events:
             with self._store.autocommit() as connection:
                 # read after the commit: who waits with a shape that is newer still looks back and finds the events
@@ -90,12 +92,22 @@ class Router:
             self._host.routed([event.key for event in events])
         return len(events)
 
+    def _used(self, sent: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        """Leave out events that nobody uses, before anything is done for them: there may be many."""
+        knowledge = self._host.knowledge
+        if self._host.settings.event_log == "all" or _names(sent) <= knowledge.names:
+            return sent
+        with self._store.autocommit() as connection:
+            names = knowledge.current(connection).names
+        return [event for event in sent if _names([event]) <= names]
+
     @staticmethod
     def _readable(sent: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         for event in sent:
             try:
-                checked = Event(event["name"], event["data"], event["id"], event.get("ts"))
-                yield {"name": checked.name, "data": checked.plain_data(), "id": checked.id, "ts": checked.ts}
+                checked = Event(event["name"], event["data"], event["id"] or "", event.get("ts"))
+                guard.check(checked.data, f"the data of event {checked.name!r}")
+                yield {"name": checked.name, "data": checked.data, "id": checked.id, "ts": checked.ts}
             except (DurableError, KeyError, TypeError, AttributeError) as error:
                 # our own senders have checked it
                 logger.error(_UNREADABLE, repr(error))  # noqa: TRY400 - the trace is of no use
@@ -103,13 +115,20 @@ class Router:
     def _record(
         self, sent: Sequence[dict[str, Any]], outbox: Sequence[str], again: Sequence[str]
     ) -> list[RecordedEvent]:
-        if not outbox and not again and self._host.settings.event_log == "used":
-            with self._store.autocommit() as connection:
-                known = self._host.knowledge.current(connection)
-            sent = [event for event in sent if event["name"] in known.names]
-            if not sent:
-                return []
-        return self._store.transact(lambda connection: self._recorded(connection, sent, outbox, again))
+        if not sent and not outbox and not again:
+            return []
+        try:
+            return self._store.transact(lambda connection: self._recorded(connection, sent, outbox, again))
+        except Exception as error:
+            if not self._store.refuses(error):
+                raise
+            parts: list[tuple[Sequence[Any], Sequence[str], Sequence[str]]] = [([each], (), ()) for each in sent]
+            parts += [((), [each], ()) for each in outbox]
+            if len(parts) + len(again) > 1:  # one bad event doesn't keep others from being recorded
+                parts += [((), (), again)] if again else []
+                return [event for part in parts for event in self._record(*part)]
+            logger.exception(_REFUSED)
+            return []
 
     def _recorded(
         self, connection: Connection, sent: Sequence[dict[str, Any]], outbox: Sequence[str], again: Sequence[str]
@@ -119,11 +138,13 @@ class Router:
         known = self._host.knowledge.current(connection)
         all_ = self._host.settings.event_log == "all"
         wanted_ = [each for each in (*sent, *self._readable(left)) if all_ or each["name"] in known.names]
-        by_id = {each["id"]: each for each in reversed(wanted_)}  # the first one of an id counts
-        fresh = self._new(known.now, list(reversed(by_id.values())))
-        holders = {key_of("event", event.id): event.key for event in fresh}
-        others = store.once.claim(connection, holders, REMEMBERED)
-        new = [event for event in fresh if key_of("event", event.id) not in others]
+        by_id: dict[str, dict[str, Any]] = {}
+        for each in wanted_:
+            by_id.setdefault(each["id"], each)  # the first one of an id counts
+        fresh = self._new(known.now, list(by_id.values()))
+        once = {key_of("event", event.id): event for event in fresh}
+        others = store.once.claim(connection, {key: event.key for key, event in once.items()}, REMEMBERED)
+        new = [event for key, event in once.items() if key not in others]
         index = ((shape, digest, event.key) for event in new for shape, digest in known.keys_of(event))
         store.events.record(connection, new, index, self._host.settings.publish_again)
         # a duplicate goes on where the router of the first one died; one that was routed is dropped
@@ -204,6 +225,14 @@ class Router:
         births = [birth for event in events for birth in host.births(event)]
         for place in range(0, len(births), CHUNK):
             start(host, births[place : place + CHUNK])
+
+
+def _names(sent: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the names of events; those that have none that can be read are for whoever reads them."""
+    try:
+        return {event["name"] for event in sent}
+    except (KeyError, TypeError):
+        return {name for event in sent if isinstance(event, dict) and isinstance(name := event.get("name"), str)}
 
 
 def start(host: Host, births: Sequence[Birth]) -> None:

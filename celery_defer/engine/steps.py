@@ -7,24 +7,22 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 from celery_defer.engine.attempt import Attempt, Options, replay
-from celery_defer.engine.awaiting import send_event, wait_for_event
 from celery_defer.engine.calling import call
 from celery_defer.engine.current import executing
-from celery_defer.engine.execution import LONGEST_WAIT, check_id
-from celery_defer.errors import NotInRunError
+from celery_defer.engine.entering import inside, outside
+from celery_defer.engine.event_steps import EventSteps
+from celery_defer.engine.execution import LONGEST_WAIT
 from celery_defer.words import clock
 from celery_defer.words.codec import codec_for, result_codec
 from celery_defer.words.durations import moment, seconds
 from celery_defer.words.states import StepKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Coroutine
     from datetime import datetime
 
     from sqlalchemy import Connection
 
-    from celery_defer.engine.execution import Execution
-    from celery_defer.events import Event, EventType
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,14 +30,6 @@ T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
 
 logger = logging.getLogger("celery_defer.run")
-
-# Executions of this process at work; a step without a run is suspicious then.
-at_work: set[int] = set()
-
-_LOST_CONTEXT = (
-    "a step was called without a run while this worker executes runs: a thread that the body started doesn't see the"
-    " run; start it with contextvars.copy_context().run"
-)
 
 
 class StepRunner:
@@ -81,7 +71,7 @@ class StepRunner:
         timeout = self._options.timeout
         execution = executing.get()
         if execution is None:
-            _outside(id)
+            outside(id)
             return call(fn, args, kwargs, timeout)
         key = execution.ask(id)
         known = execution.records.get(key)
@@ -122,7 +112,7 @@ class StepRunner:
             StepError: It failed for good, now or when it was recorded.
             NotInRunError: There is no run.
         """
-        execution = _inside(id, "step.transaction")
+        execution = inside(id, "step.transaction")
         timeout = self._options.timeout
         key = execution.ask(id)
         known = execution.records.get(key)
@@ -147,7 +137,7 @@ class TypedRunner(Protocol[R_co]):
         ...
 
 
-class StepApi(StepRunner):
+class StepApi(StepRunner, EventSteps):
     """The module-level ``step``; it acts on the run that executes in the current context."""
 
     __slots__ = ()
@@ -204,7 +194,7 @@ class StepApi(StepRunner):
             ValueError: The duration can't be read or is longer than a year.
             NotInRunError: There is no run.
         """
-        execution = _inside(id, "step.sleep")
+        execution = inside(id, "step.sleep")
         execution.sleep(id, lambda: _checked_sleep(_not_negative(duration)))
 
     def sleep_until(self, id: str, when: datetime | str, /) -> None:
@@ -218,115 +208,8 @@ class StepApi(StepRunner):
             ValueError: The time can't be read, is naive or further ahead than a year.
             NotInRunError: There is no run.
         """
-        execution = _inside(id, "step.sleep_until")
+        execution = inside(id, "step.sleep_until")
         execution.sleep(id, lambda: _checked_moment(moment(when)))
-
-    @overload
-    def wait_for_event(
-        self,
-        id: str,
-        event: EventType[T],
-        /,
-        *,
-        timeout: float | str | timedelta,
-        match: Mapping[str, Any] | str | None = None,
-        if_: str | None = None,
-        vars: Mapping[str, Any] | None = None,
-        lookback: float | str | timedelta | None = None,
-    ) -> Event[T] | None: ...
-
-    @overload
-    def wait_for_event(
-        self,
-        id: str,
-        event: Sequence[EventType[T]],
-        /,
-        *,
-        timeout: float | str | timedelta,
-        match: Mapping[str, Any] | str | None = None,
-        if_: str | None = None,
-        vars: Mapping[str, Any] | None = None,
-        lookback: float | str | timedelta | None = None,
-    ) -> Event[T] | None: ...
-
-    @overload
-    def wait_for_event(
-        self,
-        id: str,
-        event: str | Sequence[str | EventType[Any]],
-        /,
-        *,
-        timeout: float | str | timedelta,
-        match: Mapping[str, Any] | str | None = None,
-        if_: str | None = None,
-        vars: Mapping[str, Any] | None = None,
-        lookback: float | str | timedelta | None = None,
-    ) -> Event[Any] | None: ...
-
-    def wait_for_event(  # noqa: PLR0913 - each of them is asked for
-        self,
-        id: str,
-        event: Any,
-        /,
-        *,
-        timeout: float | str | timedelta,
-        match: Mapping[str, Any] | str | None = None,
-        if_: str | None = None,
-        vars: Mapping[str, Any] | None = None,  # noqa: A002 - the field's word
-        lookback: float | str | timedelta | None = None,
-    ) -> Any:
-        """Suspend the run until a matching event comes, or until the timeout; it holds nothing meanwhile.
-
-        Exactly one of the two ends the wait, and a replay sees the same one. An event that was received after the run
-        was created (called, or deferred) and that the run hasn't taken yet matches at once, so nothing is lost because
-        it was quicker than the wait; of several the earliest one is taken. The first wait ever for a name that no code
-        declares (with an `EventType`, a trigger or ``cancel_on``) can't look back: such events weren't recorded.
-
-        Args:
-            id: The step's name.
-            event: A name, an `EventType`, or a list of up to 10 of them of which the first one that comes ends the
-                wait.
-            timeout: How long to wait: longer than nothing, a year at most, and no longer than ``defer_retention``.
-            match: Data path → value, all of which the event's data must have; or a field's name, for the value that
-                the run's own event has there. Indexed: waits with other values cost nothing.
-            if_: CEL over ``event`` (the run's own), ``async`` (the candidate) and ``vars``, evaluated for each event
-                that ``match`` lets through; one that can't be evaluated for an event doesn't let it pass.
-            vars: Values for the expression; never write them into its text.
-            lookback: How far back events count at least: nothing (0) for those from now on alone.
-
-        Returns:
-            The event, its data built to the model of its `EventType`; None if the time was over.
-
-        Raises:
-            InvalidArgumentError: The timeout, the events or the lookback can't be used. This and the next two fail
-                the run before anything is suspended.
-            InvalidExpressionError: ``if_`` doesn't compile.
-            PayloadError: A value to match is missing or null, or the event's data doesn't fit its type.
-            NotInRunError: There is no run.
-
-        Example:
-            ``step.wait_for_event("paid", payment, match={"order_id": order_id}, timeout="7d")``
-        """
-        execution = _inside(id, "step.wait_for_event")
-        return wait_for_event(
-            execution, id, event, timeout=timeout, match=match, if_=if_, variables=vars, lookback=lookback
-        )
-
-    def send_event(self, id: str, event: Event[Any], /) -> str:
-        """Send an event once: it is recorded with its step in one commit, and routed after that.
-
-        Args:
-            id: The step's name.
-            event: The event. Without an id it gets one that follows from the run and the step.
-
-        Returns:
-            The event's id.
-
-        Raises:
-            PayloadError: The data can't be sent, or doesn't fit its `EventType`.
-            NotInRunError: There is no run.
-        """
-        return send_event(_inside(id, "step.send_event"), id, event)
 
 
 def _not_negative(duration: float | str | timedelta) -> float:
@@ -347,24 +230,6 @@ def _checked_sleep(duration: float) -> float:
 def _checked_moment(when: datetime) -> datetime:
     _checked_sleep((when - clock.utcnow()).total_seconds())
     return when
-
-
-def _inside(step_id: str, name: str) -> Execution:
-    execution = executing.get()
-    if execution is None:
-        _outside(step_id)
-        reason = (
-            f"{name}({step_id!r}) was called outside of a run: call it in the body of a durable task that a worker"
-            " executes (a direct call of the task is a plain function call)"
-        )
-        raise NotInRunError(reason)
-    return execution
-
-
-def _outside(step_id: str) -> None:
-    check_id(step_id)
-    if at_work:
-        logger.warning(_LOST_CONTEXT, extra={"step": step_id})
 
 
 step = StepApi(Options())

@@ -87,7 +87,7 @@ class Awaits:
         ended: dict[str, Any] = {"status": bindparam("new_status"), "event_key": bindparam("by")}
         self._end = update(wait).where(wait.c.id == bindparam("of"), self._open).values(**ended)
         self._end_cancel = Change(dialect, wait, and_(wait.c.id == bindparam("of"), self._open), ended, (wait.c.id,))
-        self._record = Insertion(dialect, tables.step)
+        self._record = Insertion(dialect, tables.step, finished_at=now())
         self._unfile = delete(filed).where(filed.c.wait_id.in_(listed))
         self._armed = update(wait).where(wait.c.id.in_(listed)).values(armed_at=now())
         unarmed = and_(self._open, wait.c.armed_at.is_(None), wait.c.created_at < after("ago"))
@@ -292,5 +292,4 @@ def _step_row(ending: Ending) -> dict[str, Any]:
         "result": ending.result,
         "error": None,
         "started_at": wait["created_at"],
-        "finished_at": now(),
     }

@@ -11,6 +11,7 @@ from sqlalchemy.sql.visitors import iterate
 
 from celery_defer.store import mysql
 from celery_defer.store.direct import Direct
+from celery_defer.store.rows import Rows
 from celery_defer.store.sql import insert_once
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ class Insertion:
         self._stepwise = dialect in mysql.BACKENDS
         statement = insert(table) if self._stepwise else insert_once(dialect, table, returning)
         self._insert = statement.values(**values) if values else statement
+        self._rows = Rows(dialect, statement, values)
         self._one: Direct | InsertAndRead | None = None
         if returning:
             of_key = (column == bindparam(column.name) for column in table.primary_key.columns)
@@ -131,20 +133,22 @@ class Insertion:
 
         Args:
             connection: The open connection or transaction.
-            rows: Every column's value, or expressions.
+            rows: Values of the statement's parameters, the same ones in each.
         """
         if not rows:
             return []
         if not self._stepwise:
-            return connection.execute(self._insert.values(rows)).mappings().all()
+            return self._rows.insert(connection, rows).mappings().all()
         key = [column.name for column in self._insert.table.primary_key]
         ordered = sorted(rows, key=lambda row: [row[name] for name in key])  # two at once lock them in the same order
         return whole(connection, lambda: self._each(connection, ordered))
 
     def _each(self, connection: Connection, rows: list[Mapping[str, Any]]) -> Sequence[Mapping[Any, Any]]:
-        if inserted(connection, self._insert.values(rows)):
+        connection.exec_driver_sql("SAVEPOINT many")  # the driver may send them in portions
+        if inserted(connection, self._insert, rows):
             return rows
-        return [row for row in rows if inserted(connection, self._insert.values(**row))]
+        connection.exec_driver_sql("ROLLBACK TO SAVEPOINT many")
+        return [row for row in rows if inserted(connection, self._insert, row)]
 
 
 class InsertAndRead:
@@ -173,13 +177,13 @@ class InsertAndRead:
         return connection.execute(self._read, dict(values)).mappings().one()
 
 
-def inserted(connection: Connection, statement: Any, row: Mapping[str, Any] | None = None) -> bool:
-    """Insert on MySQL and tell whether there was no row with the same key; if there was, nothing is inserted.
+def inserted(connection: Connection, statement: Any, row: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> bool:
+    """Insert on MySQL and tell whether there was no row with the same key; if there was, the row isn't inserted.
 
     Args:
         connection: The open connection or transaction, which goes on after a duplicate.
         statement: The INSERT.
-        row: Values of its parameters.
+        row: Values of its parameters, or those of many rows.
 
     Returns:
         Whether it inserted anything.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, bindparam, case, null, select, update
 
 from celery_defer.store.change import Change, Insertion, whole
-from celery_defer.store.sql import after, now
+from celery_defer.store.sql import after, after_or_never, now
 from celery_defer.words.states import DEFERRAL, DeferralState, sources, target
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Deferrals:
     def __init__(self, tables: Tables, dialect: str) -> None:
         deferral = tables.deferral
         self._table = deferral
-        self._add = Insertion(dialect, deferral)
+        self._add = Insertion(dialect, deferral, created_at=now(), publish_at=after_or_never("due"))
         recorded = deferral.c.state.in_(sources(DEFERRAL, "dispatch"))
         of_run = deferral.c.run_id == bindparam("of_run")
         plain_due = case(
@@ -75,15 +75,7 @@ class Deferrals:
             rows: Every column that isn't a time; ``due`` is how many seconds from now a plain target is published
                 at the latest, None if it isn't dispatched yet or is durable.
         """
-        values = [
-            {
-                **{key: row[key] for key in row if key != "due"},
-                "created_at": now(),
-                "publish_at": null() if row["due"] is None else after(row["due"]),
-            }
-            for row in rows
-        ]
-        self._add.many(connection, values)
+        self._add.many(connection, rows)
 
     def dispatch(
         self, connection: Connection, run_id: str, outcomes: Sequence[str], grace: float

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import and_, bindparam, delete, exists, insert, select, update
 
 from celery_defer.store.change import Change, Insertion, whole
+from celery_defer.store.cipher import opened
+from celery_defer.store.rows import Rows
 from celery_defer.store.sql import after, now
 from celery_defer.words.states import WaitStatus
 
@@ -68,9 +70,9 @@ class Events:
 
     def __init__(self, tables: Tables, dialect: str) -> None:
         event, index, outbox = tables.events.event, tables.events.event_index, tables.events.outbox
-        self._index = index
         listed: Any = bindparam("listed", expanding=True)
-        self._record = insert(event).values(route_at=after("lease"))
+        self._record = Rows(dialect, insert(event), {"route_at": after("lease")})
+        self._file = Rows(dialect, insert(index), {})
         self._read = select(event).where(event.c.key.in_(listed)).order_by(event.c.key)
         self._routed = update(event).where(event.c.key.in_(listed)).values(routed_at=now())
         due = and_(event.c.routed_at.is_(None), event.c.route_at <= now())
@@ -127,10 +129,10 @@ class Events:
         """
         rows = [{**event._asdict(), "data": json.dumps(event.data), "lease": lease} for event in events]
         if rows:
-            connection.execute(self._record, rows)
+            self._record.insert(connection, rows)
         entries = [{"shape": shape, "digest": digest, "event_key": key} for shape, digest, key in index]
         if entries:
-            connection.execute(insert(self._index), entries)
+            self._file.insert(connection, entries)
 
     def read(self, connection: Connection, keys: Iterable[str]) -> list[RecordedEvent]:
         """Return those of some events that aren't routed, the earliest first."""
@@ -193,7 +195,7 @@ class Events:
             return []
         found = connection.execute(self._take, {"listed": list(ids)}).mappings().all()
         connection.execute(self._drop, {"listed": list(ids)})
-        by_id = {row["id"]: json.loads(row["event"]) for row in found}
+        by_id = {row["id"]: json.loads(opened(row["event"])) for row in found}
         return [by_id[each] for each in ids if each in by_id]
 
     def resend(self, connection: Connection, lease: float, most: int) -> list[str]:
@@ -211,4 +213,5 @@ class Events:
 
 
 def _recorded(row: RowMapping) -> RecordedEvent:
-    return RecordedEvent(row["key"], row["id"], row["name"], json.loads(row["data"]), row["ts"], row["received_at"])
+    data = json.loads(opened(row["data"]))
+    return RecordedEvent(row["key"], row["id"], row["name"], data, row["ts"], row["received_at"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, bindparam, or_, select, update
 
 from celery_defer.store.change import Change, Insertion
+from celery_defer.store.cipher import opened
 from celery_defer.store.sql import after, now
 from celery_defer.words.correlation import Shape
 
@@ -55,6 +56,7 @@ class Known:
         self._renew_rebuild = update(registry).where(registry.c.id == _THE_ROW, mine).values(lease_until=after("lease"))
         self._names_of = select(self._name.c.name).where(self._name.c.name.in_(listed))
         self._shapes_of = select(self._shape.c.id).where(self._shape.c.id.in_(listed))
+        self._shaped = select(self._shape.c.name).where(self._shape.c.name.in_(listed))
         self._new_name = Insertion(dialect, self._name)
         self._new_shape = Insertion(dialect, self._shape, created_at=now())
 
@@ -69,7 +71,7 @@ class Known:
         if found is None:
             connection.execute(self._make_secret, {"new": secrets.token_hex(32)})
             found = connection.execute(self._secret).scalar_one()
-        return bytes.fromhex(found)
+        return bytes.fromhex(opened(found))
 
     def load(self, connection: Connection) -> tuple[frozenset[str], dict[str, list[Shape]], dict[str, Born]]:
         """Return all names, the shapes of each, and of each shape, by its id, its name and when it became known."""
@@ -94,7 +96,7 @@ class Known:
         """Keep the right to rebuild for ``lease`` seconds from now, or give it up."""
         connection.execute(self._renew_rebuild, {"mine": epoch, "lease": lease})
 
-    def learn(self, connection: Connection, names: Collection[str], shapes: Collection[Shape]) -> bool:
+    def learn(self, connection: Connection, names: Collection[str], shapes: Collection[Shape]) -> set[str]:
         """Make names and shapes known; those that are change nothing.
 
         Args:
@@ -103,18 +105,21 @@ class Known:
             shapes: Of waits.
 
         Returns:
-            Whether any of them was new.
+            The names of those shapes that weren't known at all before: their events weren't recorded.
         """
         by_id: Mapping[str, Shape] = {shape.id: shape for shape in shapes}
         known = set(connection.execute(self._names_of, {"listed": list(names)}).scalars()) if names else set()
         have = set(connection.execute(self._shapes_of, {"listed": list(by_id)}).scalars()) if by_id else set()
         if known >= set(names) and have >= by_id.keys():
-            return False
+            return set()
         connection.execute(self._rise)  # the lock, before anything that it counts
+        strange = {by_id[shape_id].name for shape_id in by_id.keys() - have} - known
+        for names_ in (self._names_of, self._shaped) if strange else ():
+            strange -= set(connection.execute(names_, {"listed": list(strange)}).scalars())
         for name in sorted(set(names) - known):
             self._new_name.one(connection, {"name": name})
         for shape_id in sorted(by_id.keys() - have):
             shape = by_id[shape_id]
             row: dict[str, Any] = {"id": shape_id, "name": shape.name, "paths": json.dumps(shape.paths)}
             self._new_shape.one(connection, row)
-        return True
+        return strange

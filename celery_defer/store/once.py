@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy import and_, bindparam, delete, select
 
@@ -39,7 +39,7 @@ class Once:
 
     def __init__(self, tables: Tables, dialect: str) -> None:
         once = tables.events.once
-        self._first = Insertion(dialect, once)
+        self._first = Insertion(dialect, once, until=after("term"))
         late = and_(once.c.key == bindparam("of"), once.c.until <= now())
         self._again = Change(dialect, once, late, {"holder": bindparam("new"), "until": after("term")}, (once.c.key,))
         self._late = select(once.c.key).where(once.c.key.in_(bindparam("keys", expanding=True)), once.c.until <= now())
@@ -59,9 +59,7 @@ class Once:
         Returns:
             Who holds each of those keys that somebody else holds.
         """
-        rows: list[dict[str, Any]] = [
-            {"key": key, "holder": holder, "until": after(term)} for key, holder in sorted(wanted.items())
-        ]
+        rows = [{"key": key, "holder": holder, "term": term} for key, holder in sorted(wanted.items())]
         missed = set(wanted) - {row["key"] for row in self._first.many(connection, rows)}
         if not missed:
             return {}

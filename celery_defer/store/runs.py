@@ -13,7 +13,7 @@ from sqlalchemy import and_, bindparam, case, exists, false, func, null, or_, se
 
 from celery_defer.store.change import Change, Insertion
 from celery_defer.store.crashes import one_more_crash, progressed
-from celery_defer.store.sql import after, begins_with, now
+from celery_defer.store.sql import after, after_or_never, begins_with, now
 from celery_defer.words.states import RUN, RunState, sources, target
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ class Runs:
     def __init__(self, tables: Tables, dialect: str) -> None:
         run, step = tables.run, tables.step
         self._table = run
-        self._born = Insertion(dialect, run)
+        due, start_by = after("delay"), after_or_never("start_within")
+        self._born = Insertion(dialect, run, created_at=now(), publish_at=due, start_by=start_by)
         given = {name: bindparam(name, type_=run.c[name].type) for name in _CALLED}
         times = {"lease_until": after("lease"), "created_at": now(), "started_at": now()}
         self._call = Insertion(dialect, run, (run.c.created_at,), **given, **times)
@@ -143,9 +144,7 @@ class Runs:
         Returns:
             The ids of those that are new.
         """
-        values = [{**row, **_times(row)} for row in rows]
-        for each in values:
-            del each["delay"], each["start_within"]
+        values = [{"start_within": None, **row} for row in rows]
         return {row["id"] for row in self._born.many(connection, values)}
 
     def claim(
@@ -318,16 +317,6 @@ class Runs:
         """
         values = {"run_id": run_id, "new_result": None, "new_error": error, "grace": grace, "process": process}
         return self._cancel_unowned.first(connection, values)
-
-
-def _times(row: Mapping[str, Any]) -> dict[str, Any]:
-    within = row.get("start_within")
-    return {
-        "created_at": now(),
-        "publish_at": after(row["delay"]),
-        "start_by": null() if within is None else after(within),
-        "start_within": None,
-    }
 
 
 def _finished(run: Table, move: str) -> dict[str, Any]:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from celery_defer.store.store import Store
 
+# Where a session keeps what is to be done after its commit.
+_LEFT = "celery_defer"
+
 
 def connection_of(store: Store, session: Any) -> Connection:
     """Return the connection of a caller's transaction.
@@ -52,19 +55,22 @@ def after_commit(session: Any, work: Callable[[], object]) -> None:
         session = session()
     if not isinstance(session, Session):
         return
-    over = [False]
+    if _LEFT not in session.info:
+        session.info[_LEFT] = []
+        # for as long as the session lives: a listener can't be removed while it is called
+        event.listen(session, "after_commit", _committed)
+        event.listen(session, "after_transaction_end", _ended)
+    session.info[_LEFT].append(work)
 
-    def committed(_session: Session) -> None:
-        # a savepoint's release is no commit
-        if not over[0] and not session.in_nested_transaction():
-            over[0] = True
-            work()
 
-    def ended(_session: Session, transaction: Any) -> None:
-        if transaction.parent is None:
-            over[0] = True
-            event.remove(session, "after_commit", committed)
-            event.remove(session, "after_transaction_end", ended)
+def _committed(session: Session) -> None:
+    if session.in_nested_transaction():  # a savepoint's release is no commit
+        return
+    works, session.info[_LEFT] = session.info[_LEFT], []
+    for work in works:
+        work()
 
-    event.listen(session, "after_commit", committed)
-    event.listen(session, "after_transaction_end", ended)
+
+def _ended(session: Session, transaction: Any) -> None:
+    if transaction.parent is None:
+        session.info[_LEFT] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import DateTime, Float, String, Text, and_, bindparam, func
+from sqlalchemy import DateTime, Float, String, Text, and_, bindparam, case, cast, func, null
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
@@ -140,6 +140,16 @@ class after(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL functio
         if isinstance(seconds, str):
             seconds = bindparam(seconds, type_=Float())
         super().__init__(seconds)
+
+
+def after_or_never(name: str) -> ColumnElement[Any]:
+    """Return the database's clock plus a parameter's seconds, or NULL if that is None.
+
+    Args:
+        name: The parameter.
+    """
+    given = cast(bindparam(name, type_=Float()), double())  # PostgreSQL asks for the type of a bare NULL
+    return case((given.is_(null()), null()), else_=after(name))
 
 
 @compiles(now, "postgresql")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from celery_defer.errors import ConfigError
 from celery_defer.store import mysql
@@ -22,6 +22,7 @@ from celery_defer.store.forking import gate
 from celery_defer.store.known import Known
 from celery_defer.store.listing import Listing
 from celery_defer.store.once import Once
+from celery_defer.store.outages import lost_a_lock, passes, was_undone
 from celery_defer.store.runs import Runs
 from celery_defer.store.steps import Steps
 from celery_defer.store.sweeper import Sweepers
@@ -141,7 +142,7 @@ class Store:
                 with self.transaction() as connection:
                     return work(connection)
             except DBAPIError as error:
-                if not _was_undone(error):
+                if not was_undone(error):
                     raise
         with self.transaction() as connection:
             return work(connection)
@@ -180,7 +181,7 @@ class Store:
             try:
                 return attempt()
             except DBAPIError as error:
-                if not _passes(error) or clock.monotonic() + pause > until:
+                if not passes(error) or clock.monotonic() + pause > until:
                     raise StoreAwayError(str(error.orig)) from error
             clock.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
@@ -192,7 +193,16 @@ class Store:
         Args:
             error: What a statement raised.
         """
-        return isinstance(error, DBAPIError) and _passes(error) and not _lost_a_lock(error)
+        return isinstance(error, DBAPIError) and passes(error) and not lost_a_lock(error)
+
+    @staticmethod
+    def refuses(error: BaseException) -> bool:
+        """Tell whether an error says that the database won't ever do what it was asked to.
+
+        Args:
+            error: What a statement raised.
+        """
+        return isinstance(error, DBAPIError) and not passes(error)
 
     def close(self) -> None:
         """Close this process's connections; the next use opens new ones."""
@@ -230,6 +240,8 @@ class Store:
         )
         if self.dialect == "sqlite":
             event.listen(engine, "connect", _sqlite_connect)
+        elif self.url.drivername == "postgresql+psycopg":
+            event.listen(engine, "connect", _binary_arrays)
         elif self.dialect in mysql.BACKENDS:
             event.listen(engine, "connect", mysql.begin_session)
             event.listen(engine, "handle_error", mysql.end_undone)
@@ -307,6 +319,13 @@ def _checked(url: str) -> URL:
     return found
 
 
+def _binary_arrays(connection: Any, _record: object) -> None:
+    """Have lists sent as they are: as text, psycopg looks at each character of each item in Python."""
+    from psycopg.types.array import ListBinaryDumper  # noqa: PLC0415 - the driver is an extra
+
+    connection.adapters.register_dumper(list, ListBinaryDumper)
+
+
 def _sqlite_connect(connection: sqlite3.Connection, _record: object) -> None:
     # WAL with NORMAL survives the death of any process; the loss of power may take the last commits with it
     # (https://www.sqlite.org/pragma.html#pragma_synchronous).
@@ -331,29 +350,3 @@ def _set_wal(connection: sqlite3.Connection) -> None:
 
 class StoreAwayError(Exception):
     """The database could not be reached for as long as there was time, or refused a statement of ours."""
-
-
-def _was_undone(error: DBAPIError) -> bool:
-    """Tell whether the server gave up a transaction for the sake of others: SQLSTATE class 40, or a number."""
-    state = getattr(error.orig, "sqlstate", None) or ""
-    return state.startswith("40") or mysql.number(error.orig) in mysql.UNDONE
-
-
-def _lost_a_lock(error: DBAPIError) -> bool:
-    """Tell whether another transaction was in the way: also SQLSTATE 55P03, SQLite's busy timeout, MySQL's numbers."""
-    if _was_undone(error) or mysql.number(error.orig) in mysql.LOST_A_LOCK:
-        return True
-    return getattr(error.orig, "sqlstate", None) == "55P03" or "locked" in str(error.orig)
-
-
-def _passes(error: DBAPIError) -> bool:
-    """Tell whether an error is of the connection or of the moment, not of the statement."""
-    if error.connection_invalidated or isinstance(error, InterfaceError):
-        return True
-    if (number := mysql.number(error.orig)) is not None:  # drivers don't agree on the classes
-        return number in mysql.PASSING
-    if not isinstance(error, OperationalError):
-        return False
-    if isinstance(error.orig, sqlite3.Error):  # the same class stands for bad SQL there
-        return any(word in str(error.orig) for word in ("locked", "unable to open", "disk I/O"))
-    return True

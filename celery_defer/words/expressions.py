@@ -36,6 +36,7 @@ _TEXT_OF_A_VALUE = 16
 _EXPRESSIONS = 1024
 _LOOPLESS = "stdlib: {exclude_macros: [all, exists, exists_one, filter, map]}"
 _FAULT = re.compile(r"ERROR: <input>:(-?\d+):(-?\d+): (.*)")
+_UNUSABLE = "a stored expression can't be used, so no event matches it"
 _FAILED = "an expression can't be evaluated over some event, which therefore doesn't match"
 
 
@@ -115,6 +116,22 @@ def expression(text: str, variables: tuple[str, ...] = VARIABLES) -> Expression:
         InvalidExpressionError: As `Expression` does.
     """
     return Expression(text, variables)
+
+
+@lru_cache(_EXPRESSIONS)
+def stored(text: str) -> Expression | None:
+    """Return the expression of a text that a wait has been stored with; None, told once, if it can't be used now.
+
+    It was checked before it was stored, by code that may have known more functions than this.
+
+    Args:
+        text: CEL.
+    """
+    try:
+        return Expression(text)
+    except InvalidExpressionError as error:
+        logger.warning(_UNUSABLE, extra={"expression": text, "reason": str(error)})
+        return None
 
 
 def _compiled(text: str, variables: tuple[str, ...]) -> Any:

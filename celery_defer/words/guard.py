@@ -26,6 +26,8 @@ def check(data: Any, where: str) -> None:
         PayloadError: It isn't an object, is nested deeper than 64, or has a NUL, half a surrogate pair, an integer
             beyond 64 bits, NaN, infinity, or a key that isn't text; the message gives the path.
     """
+    if _is_fine(data, DEEPEST) and isinstance(data, dict):
+        return
     if not isinstance(data, dict):
         reason = f"{where} must be an object with fields, found {type(data).__name__}: put it into a field"
         raise PayloadError(reason)
@@ -45,6 +47,21 @@ def check(data: Any, where: str) -> None:
                 parts.append((f"{path}.{key}", part, depth + 1))
         elif isinstance(value, list):
             parts += [(f"{path}[{index}]", part, depth + 1) for index, part in enumerate(value)]
+
+
+def _is_fine(value: Any, deepest: int) -> bool:
+    """Tell at once that there is no fault in a value; False says nothing."""
+    kind = type(value)
+    if kind is str:
+        return not text_fault(value)
+    if kind is int:
+        return bool(_LEAST <= value <= _MOST)
+    if kind is dict:
+        keys = all(type(key) is str and not text_fault(key) for key in value)
+        return keys and deepest > 0 and all(_is_fine(part, deepest - 1) for part in value.values())
+    if kind is list:
+        return deepest > 0 and all(_is_fine(part, deepest - 1) for part in value)
+    return value is None or kind is bool or (kind is float and math.isfinite(value))
 
 
 def _fault(value: Any, depth: int) -> str:
@@ -72,6 +89,8 @@ def text_fault(text: str) -> str:
     """
     if "\0" in text:
         return "has a NUL character: leave it out"
+    if text.isascii():
+        return ""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from celery_defer.engine.routing import start
+from celery_defer.words import clock
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from celery_defer.worker.host import Host
+
+_NEVER = float("inf")
 
 
 class Clockwork:
@@ -23,17 +24,18 @@ class Clockwork:
         self._host = host
         self._crons = {cron_id: (task, cron) for task, cron_id, cron in host.triggers.crons()}
 
-    def fire(self) -> int:
+    def fire(self) -> float:
         """Start the runs whose tick has come; of ticks that were missed, the latest alone.
 
         The run's id follows from the tick, so a death between its row and the note of the tick starts it once too.
 
         Returns:
-            How many ticks there were.
+            The seconds until the next tick by the database's clock, which says what has come.
         """
         if not self._crons:
-            return 0
-        store, zone, fired = self._host.store, self._host.app.timezone, 0
+            return _NEVER
+        store, zone = self._host.store, self._host.app.timezone
+        asked_at = clock.monotonic()
         with store.autocommit() as connection:
             _, now = store.known.version(connection)
             last = store.ticks.last(connection, list(self._crons), now)
@@ -43,14 +45,6 @@ class Clockwork:
                 start(self._host, [self._host.triggers.tick(task, cron_id, cron, tick)])
                 with store.autocommit() as connection:
                     store.ticks.fire(connection, cron_id, tick)
-                fired += 1
-        return fired
-
-    def next_due(self, now: datetime) -> datetime | None:
-        """Return the next tick after a time, None if there is none.
-
-        Args:
-            now: By the clock of this machine.
-        """
-        ticks = (cron.next(now, self._host.app.timezone) for _, cron in self._crons.values())
-        return min((tick for tick in ticks if tick is not None), default=None)
+        following = (cron.next(now, zone) for _, cron in self._crons.values())
+        left = min(((tick - now).total_seconds() for tick in following if tick is not None), default=_NEVER)
+        return max(left - (clock.monotonic() - asked_at), 0.0)

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Literal
 
 from celery_defer.engine.current import executing
-from celery_defer.engine.execution import LONGEST_ID
+from celery_defer.engine.step_ids import LONGEST_ID
 from celery_defer.errors import DurableError, PayloadError
 from celery_defer.words.guard import text_fault
 from celery_defer.words.states import When

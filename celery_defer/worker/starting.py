@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from celery.utils.time import maybe_iso8601, maybe_make_aware
 
 from celery_defer.engine.arming import arm, await_cancels
 from celery_defer.engine.awaiting import own_event
@@ -13,6 +15,7 @@ from celery_defer.engine.control import Cancelled
 from celery_defer.engine.matching import Awaited, Terms
 from celery_defer.engine.routing import REMEMBERED
 from celery_defer.store.once import key_of
+from celery_defer.words.codec import plain
 from celery_defer.words.correlation import MISSING, at, digest
 from celery_defer.words.states import Trigger
 
@@ -38,14 +41,15 @@ def idempotency_key(task: Any, data: Mapping[str, Any]) -> str | None:
     if asked is None:
         return None
     try:
-        value = asked(dict(data)) if callable(asked) else at(data, asked)
+        value = plain(asked(dict(data))) if callable(asked) else at(data, asked)
     except Exception:
         logger.exception("the idempotency function of %s failed: the run starts without", task.name)
         return None
     if value is MISSING or value is None:
         logger.warning(_NO_KEY, task.name, asked)
         return None
-    return key_of("run", task.name, digest([value]) if not isinstance(value, dict | list) else repr(value))
+    written = json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else digest([value])
+    return key_of("run", task.name, written)
 
 
 def cancels(task: Any, data: Mapping[str, Any], event: Mapping[str, Any]) -> list[Awaited]:
@@ -80,15 +84,26 @@ def begin(task: Any, execution: Execution) -> None:
     starts = task.starts
     if execution.records or execution.waits:
         return
-    if starts.start_timeout is not None:
-        latest = execution.asked_at() + timedelta(seconds=starts.start_timeout)
-        if execution.row["trigger"] != Trigger.EVENT and execution.claimed_at > latest:
-            raise Cancelled("cancelled: its start_timeout was over")
+    if starts.start_timeout is not None and _waited(task, execution) > starts.start_timeout:
+        raise Cancelled("cancelled: its start_timeout was over")
     _claim_key(task, execution)
     if starts.finish_timeout is not None:
         execution.persist(lambda: _finish_within(execution, starts.finish_timeout))
     if starts.cancel_on:
         _await_cancels(task, execution)
+
+
+def _waited(task: Any, execution: Execution) -> float:
+    """Return how many seconds after it was due a run has started; the sweep sees to those that an event starts."""
+    row = execution.row
+    if row["trigger"] == Trigger.EVENT:
+        return 0.0
+    due = execution.asked_at() if row["deferral_id"] is None else row["created_at"]
+    eta = execution.handle[1].eta
+    if eta is not None:  # naive ones are of the application's zone, as in Celery
+        due = max(due, maybe_make_aware(maybe_iso8601(eta), task.app.timezone))
+    started = row.get("started_at") or execution.claimed_at  # the row of a call that was just inserted has no times
+    return float((started - due).total_seconds())
 
 
 def _finish_within(execution: Execution, within: float) -> None:

@@ -19,8 +19,8 @@ logger = logging.getLogger("celery_defer.run")
 _ours: ContextVar[bool] = ContextVar("celery_defer_publishing", default=False)
 
 _STRAY = (
-    "run %s published task %s outside of a step, and would do so again on each replay: use defer(), or publish it in"
-    " step.run(…)"
+    "run %s published task %s outside of a step, and would do so again on each replay: use defer(), step.send_event(…)"
+    " for an event, or publish it in step.run(…)"
 )
 
 

@@ -17,7 +17,6 @@ from celery_defer.worker.clockwork import Clockwork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime
 
     from celery_defer.worker.host import Host
 
@@ -28,6 +27,8 @@ _SHORTEST = 0.002
 _LONGEST_TERM = 2.0
 _PRUNE_EVERY = 600.0
 _LOOK_FOR_DEAD = 1.0
+# The database's clock, by which schedules tick, may be set.
+_LOOK_AT_CLOCK = 60.0
 
 
 class Sweeper:
@@ -39,7 +40,7 @@ class Sweeper:
 
     def __init__(self, host: Host) -> None:
         self._host, self._sweep, self._clockwork = host, Sweep(host), Clockwork(host)
-        self._tick_at: datetime | None = None  # by this machine's clock
+        self._tick_at = 0.0
         self._me = f"{process_name()}{secrets.token_hex(4)}"
         self._ended = threading.Event()
         self._interval = host.settings.sweep_interval
@@ -91,8 +92,7 @@ class Sweeper:
         if found >= BATCH:
             return 0.0
         left = max(self._full_at - clock.monotonic(), 0.0)
-        if self._tick_at is not None:
-            left = min(left, max((self._tick_at - clock.utcnow()).total_seconds(), _SHORTEST))
+        left = min(left, max(self._tick_at - clock.monotonic(), _SHORTEST))
         return min(max(self._sweep.next_due(left), _SHORTEST), left) if left else 0.0
 
     def _duties(self, now: float) -> None:
@@ -115,9 +115,13 @@ class Sweeper:
             return 0
 
     def _tick(self) -> None:
-        if self._tick_at is None or clock.utcnow() >= self._tick_at:
-            self._duty(self._clockwork.fire)
-            self._tick_at = self._clockwork.next_due(clock.utcnow())
+        if clock.monotonic() >= self._tick_at:
+            self._tick_at = clock.monotonic() + self._interval  # if it fails
+            self._duty(self._fire)
+
+    def _fire(self) -> int:
+        self._tick_at = clock.monotonic() + min(self._clockwork.fire(), _LOOK_AT_CLOCK)
+        return 0
 
     def _resign(self) -> None:
         try:

@@ -72,7 +72,7 @@ class Triggers:
         for task in self._tasks():
             crons = [each for each in task.starts.triggers if isinstance(each, Cron)]
             for cron in crons:
-                yield task, key_of("cron", task.name, str(cron)), cron
+                yield task, key_of("cron", task.name, str(cron), json.dumps(cron.kwargs, sort_keys=True)), cron
 
     def names(self) -> set[str]:
         """Return the names of events that the application's code uses."""

@@ -20,14 +20,15 @@ from celery_defer import Run
 from celery_defer.testing import EmbeddedServer
 from celery_defer.words import clock
 from examples.audit import Facts, audit
+from examples.customers import outcome_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
-_DEADLINE = 110.0
+_DEADLINE = 150.0
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(210)
 
 
 @pytest.fixture
@@ -111,9 +112,13 @@ def test_the_demo_survives_its_kills_and_says_so(temporary):
     assert process.returncode == 0, text
     assert text.count("kill -9 -") == 2
     assert "Nothing was lost, nothing was done twice." in text
-    assert text.count(" yes   ") == 6
-    for line in ("process_order                287        3", "track_analytics              287"):
+    assert text.count(" yes   ") == 10
+    for line in ("process_order                284        3           3", "track_analytics              281"):
         assert line in text
+    assert re.search(r"meanwhile [1-9]\d* orders wait to be paid", text)
+    for why in ("paid by transfer", "nobody paid in time", "called off by its customer"):
+        assert f"({why})" in text
+    assert "run order-A-1011 was cancelled by event" in text
     for line in ("13   B-2001   card: Field required", "72   ?        not JSON", "141   A-1121   no second run"):
         assert line in text
     assert "the card ending in 0002 was declined" in text
@@ -136,6 +141,24 @@ def test_a_charge_made_twice_fails_the_demo(checkout, temporary):
     assert process.returncode == 1, text
     assert " no    every order was charged exactly once" in text
     assert "too many: order-A-" in text
+
+
+@pytest.mark.slow
+@pytest.mark.crash
+def test_waits_that_take_any_event_and_forget_their_timeout_fail_the_demo(checkout, temporary):
+    """With scores that take anybody's event and a body that takes a timeout for a payment, the demo ends with 1."""
+    shop = checkout / "examples/shop.py"
+    replaced(shop, 'match={"user_id": user_id}, ', "")
+    replaced(shop, "if payment is None:", "if payment == 0:")
+    with demo(checkout, temporary, "--orders", str(few_orders(checkout))) as process:
+        text = output(process)
+    assert process.returncode == 1, text
+    for claim in (
+        "every score says what its customer did",
+        "every order that nobody paid in time",
+        "every transfer that came was booked",
+    ):
+        assert f" no    {claim}" in text
 
 
 @pytest.mark.slow
@@ -166,51 +189,77 @@ def test_an_interrupted_demo_leaves_nothing_behind(number, temporary):
     assert still_there(temporary) == []
 
 
-def run_of(run_id: str, task: str, state: str = "completed", parent: str | None = None, name: str | None = None) -> Run:
+def run_of(
+    run_id: str,
+    task: str,
+    state: str = "completed",
+    parent: str | None = None,
+    name: str | None = None,
+    trigger: str = "call",
+) -> Run:
     """A run as the audit sees it."""
     at = datetime(2026, 1, 1, tzinfo=UTC)
     return Run(
         id=run_id, task=task, state=state, waiting_for=None, args=[], kwargs={}, result=None, error=None,
-        trigger="call", event=None, parent_id=parent, root_id=parent or run_id, deferral_id=name,
-        created_at=at, started_at=at, finished_at=at, wake_at=None,
+        trigger="deferral" if parent else trigger, event=None, parent_id=parent, root_id=parent or run_id,
+        deferral_id=name, created_at=at, started_at=at, finished_at=at, wake_at=None,
     )  # fmt: skip
 
 
 @pytest.fixture
 def facts() -> Facts:
-    """What is found after one order that went well."""
+    """What is found after one order with a card that went well, one nobody paid, and one that was called off."""
     deferred = run_of("t1", "t", parent="o1", name="track"), run_of("s1", "s", parent="o1", name="score")
-    runs = (run_of("o1", "order"), *deferred)
+    off, released = run_of("o3", "order", "cancelled"), run_of("r3", "r", trigger="event")
+    runs = (run_of("o1", "order"), run_of("o2", "order"), off, released, *deferred)
     return Facts(
-        sent={"o1": {"order_id": "A-1", "card": "4242424242424242"}},
+        sent={
+            "o1": {"order_id": "A-1", "user_id": "u-1", "card": "4242424242424242"},
+            "o2": {"order_id": "A-2", "user_id": "u-2", "card": None, "then": "forgets"},
+            "o3": {"order_id": "A-3", "user_id": "u-3", "card": None, "then": "cancels"},
+        },
         runs=runs,
-        results={run.id: "SUCCESS" for run in runs},
-        created=["A-1"],
-        effects=[("payments", "o1:charge"), ("analytics", "t1:send"), ("scores", "s1:record")],
+        results={run.id: "REVOKED" if run is off else "SUCCESS" for run in runs},
+        created=["A-1", "A-2", "A-3"],
+        effects=[
+            ("payments", "o1:charge", ""),
+            ("analytics", "t1:send", ""),
+            ("scores", "s1:record", f"o1 sku-1 {outcome_of('u-1')}"),
+            ("unpaid", "o2:close", "A-2"),
+            ("released", "r3:release", "A-3"),
+        ],
         calls=[],
     )
 
 
 def test_the_audit_finds_nothing_where_all_is_well(facts):
-    """All six checks hold for one order with its charge, its two deferred runs and their effects."""
-    assert [check.wrong for check in audit(facts)] == [""] * 6
+    """All ten checks hold for three orders with their charge, their other runs and their effects."""
+    assert [check.wrong for check in audit(facts)] == [""] * 10
 
 
 @pytest.mark.parametrize(
     ("number", "change"),
     [
         (0, lambda facts: {"runs": [replace(facts.runs[0], state="failed"), *facts.runs[1:]]}),
-        (0, lambda facts: {"runs": [*facts.runs, run_of("o2", "order")]}),
-        (1, lambda _: {"created": ["A-1", "A-1"]}),
+        (0, lambda facts: {"runs": [*facts.runs, run_of("o4", "order")]}),
+        (1, lambda _: {"created": ["A-1", "A-1", "A-2", "A-3"]}),
         (1, lambda _: {"created": []}),
-        (2, lambda facts: {"effects": [("payments", "o1:charge#2"), *facts.effects]}),
+        (2, lambda facts: {"effects": [("payments", "o1:charge#2", ""), *facts.effects]}),
         (2, lambda facts: {"effects": facts.effects[1:]}),
-        (2, lambda _: {"sent": {"o1": {"order_id": "A-1", "card": "4000000000000002"}}}),
-        (3, lambda facts: {"runs": facts.runs[:2]}),
-        (3, lambda facts: {"runs": [*facts.runs, run_of("t2", "t", parent="o1", name="track")]}),
-        (4, lambda facts: {"effects": facts.effects[:2]}),
-        (4, lambda facts: {"effects": [*facts.effects, ("scores", "s1:record#2")]}),
-        (5, lambda facts: {"results": {**facts.results, "t1": "STARTED"}}),
+        (2, lambda facts: {"sent": {**facts.sent, "o1": {**facts.sent["o1"], "card": "4000000000000002"}}}),
+        (3, lambda facts: {"effects": [("transfers", "o2:book", "A-2"), *facts.effects]}),
+        (3, lambda facts: {"sent": {**facts.sent, "o2": {**facts.sent["o2"], "then": "pays"}}}),
+        (4, lambda facts: {"effects": [*facts.effects[:3], facts.effects[4]]}),
+        (4, lambda facts: {"effects": [("unpaid", "o3:close", "A-3"), *facts.effects]}),
+        (5, lambda facts: {"effects": facts.effects[:4]}),
+        (5, lambda facts: {"effects": [("released", "r4:release", "A-3"), *facts.effects]}),
+        (6, lambda facts: {"runs": facts.runs[:5]}),
+        (6, lambda facts: {"runs": [*facts.runs, run_of("t2", "t", parent="o1", name="track")]}),
+        (7, lambda facts: {"effects": facts.effects[:2]}),
+        (7, lambda facts: {"effects": [*facts.effects, ("scores", "s1:record#2", "o1 sku-1 visit/ended")]}),
+        (8, lambda facts: {"effects": [*facts.effects[:2], ("scores", "s1:record", "o1 sku-1 unknown")]}),
+        (8, lambda facts: {"effects": [*facts.effects, ("scores", "s1:record#2", "o1 sku-1 visit/ended")]}),
+        (9, lambda facts: {"results": {**facts.results, "t1": "STARTED"}}),
     ],
 )
 def test_the_audit_finds_what_was_lost_or_done_twice(facts, number, change):

@@ -230,9 +230,7 @@ class Driver:
         """Return the rows of a run's waits for events, in order."""
         wait = self.store.tables.events.event_wait
         with self.store.autocommit() as connection:
-            return list(
-                connection.execute(select(wait).where(wait.c.run_id == run_id).order_by(wait.c.id)).mappings()
-            )
+            return list(connection.execute(select(wait).where(wait.c.run_id == run_id).order_by(wait.c.id)).mappings())
 
     # Calls and their runs.
 

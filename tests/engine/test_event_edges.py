@@ -1,103 +1,76 @@
-"""Events at the edges of a run's life: before its first line, after its last, and while the database is away."""
+"""What users meet at the edges of events: what is told of them, and when a start is late."""
 
-from typing import Any
+from datetime import timedelta
 
-from celery_defer import Event, On, step
+import pytest
+
+from celery_defer import Event, defer, step
+from celery_defer.words import clock
 from tests.engine.driver import CrashError
 
 
-def statuses(driver, run_id: str) -> list[tuple[str, str]]:
-    """Return kind and status of a run's waits."""
-    return [(wait["kind"], wait["status"]) for wait in driver.awaits(run_id)]
+def done() -> str:
+    """The body of a task that is over at once."""
+    return "done"
 
 
-def test_events_of_one_message_are_not_too_early_for_the_run_that_the_first_of_them_starts(driver):
-    """A run that an event starts counts events from that one on, not from its own row on."""
+def warnings(caplog):
+    """Return what runs were warned of."""
+    return [each.getMessage() for each in caplog.records if each.name == "celery_defer.run"]
 
-    @driver.task(triggers=[On("ordered")])
-    def body(order: int) -> Any:
-        found = step.wait_for_event("pay", "paid", match={"order": 1}, timeout="1h")
-        return found and found.id
 
-    driver.host.knowledge.learn(["ordered", "paid"])
-    driver.route(Event("ordered", {"order": 1}), Event("paid", {"order": 1}, id="e1"))
+def test_an_event_sent_by_the_body_itself_is_told_of(driver, caplog):
+    """It would be sent again by each replay; the note names the call that isn't."""
+
+    @driver.task
+    def body():
+        driver.durable.send_event(Event("x", {}))
+
+    driver.go(body)
+    assert "step.send_event(…) for an event" in warnings(caplog)[0]
+
+
+def test_a_run_that_began_in_time_and_crashed_is_not_late(driver):
+    """Its start counts, not that of the execution that goes on after the lease."""
+    seen = []
+
+    @driver.task(start_timeout=0.5, name="timely")
+    def body():
+        seen.append(1)
+        if len(seen) == 1:
+            clock.sleep(0.6)
+            raise CrashError
+        return "done"
+
+    assert driver.go(body).result == "done"
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("when", [lambda at: at, lambda at: at.replace(tzinfo=None)], ids=["aware", "naive"])
+def test_a_called_run_is_late_from_its_eta_on(driver, when):
+    """The time in between isn't spent on waiting for a worker."""
+    body = driver.task(start_timeout=1.5)(done)
+    at = clock.utcnow() + timedelta(seconds=1)
+    run_id = body.apply_async(eta=when(at)).id
+    clock.sleep(2)
     driver.work()
-    (run,) = driver.durable.list_runs()
-    assert (run.state, run.result) == ("completed", "e1")
-
-
-def test_an_event_of_the_same_message_cancels_the_run_that_the_first_of_them_starts(driver):
-    """What cancels counts from the run's own event on as well."""
-
-    @driver.task(triggers=[On("ordered")], cancel_on=[On("stopped", match="order")])
-    def body(order: int) -> None:
-        step.sleep("long", "1h")
-
-    driver.host.knowledge.learn(["ordered", "stopped"])
-    driver.tell(Event("ordered", {"order": 1}), Event("stopped", {"order": 1}))
-    (run,) = driver.durable.list_runs()
-    assert run.state == "cancelled"
-
-
-def test_an_event_from_before_a_run_was_started_does_not_cancel_it(driver):
-    """However long ago the process read the shapes: the run's time begins with its own event."""
-
-    @driver.task(triggers=[On("ordered")], cancel_on=[On("stopped", match="order")])
-    def body(order: int) -> None:
-        step.sleep("long", "1h")
-
-    driver.host.knowledge.learn(["ordered", "stopped"])
-    driver.tell(Event("ordered", {"order": 1}))
-    driver.route(Event("stopped", {"order": 2}))
-    driver.tell(Event("ordered", {"order": 2}))
-    assert {run.state for run in driver.durable.list_runs()} == {"waiting"}
-
-
-def test_a_cancelling_event_leaves_nothing_filed(driver):
-    """The wait that an event took is filed no more, as it is one that is over."""
-
-    @driver.task(cancel_on=[On("stopped", match="order")])
-    def body(order: int) -> None:
-        step.sleep("long", "1h")
-
-    run_id = driver.call(body, 1)
+    assert driver.run(run_id).state == "completed", driver.run(run_id).steps[0].error["traceback"]
+    late = body.delay().id
+    clock.sleep(1.6)
     driver.work()
-    assert driver.count("wait_key") == 1
-    driver.tell(Event("stopped", {"order": 1}))
-    assert driver.run(run_id).state == "cancelled"
-    assert (statuses(driver, run_id), driver.count("wait_key")) == ([("cancel", "taken")], 0)
+    assert driver.run(late).error["message"].endswith("its start_timeout was over")
 
 
-def test_a_run_that_is_given_up_before_its_body_waits_for_nothing_more(driver):
-    """What would cancel it is closed with it, though its body wasn't entered again."""
+def test_a_deferred_run_is_late_from_its_parent_s_end_on(driver):
+    """It can't start before."""
+    child = driver.task(start_timeout=0.5, name="child")(done)
 
-    @driver.task(retries=0, cancel_on=[On("stopped", match="order")])
-    def body(order: int) -> None:
-        raise CrashError
+    @driver.task(name="parent")
+    def parent():
+        defer("child", child.si())
+        step.run("commit", done)
+        step.run("long", clock.sleep, 0.7)
 
-    run_id = driver.call(body, 1)
-    run = driver.finish(run_id)
-    assert run.state == "failed"
-    assert (statuses(driver, run_id), driver.count("wait_key")) == ([("cancel", "closed")], 0)
-
-
-def test_a_database_that_is_away_is_no_failure_of_a_body_that_begins_to_wait(driver):
-    """A new shape is made known again until the database is back, whatever the body's budget."""
-
-    @driver.task(retries=0, cancel_on=[On("stopped", match="order")])
-    def body(order: int) -> None:
-        step.wait_for_event("pay", "paid", match={"order": order}, timeout="1h")
-
-    with driver.lost_commit():
-        run_id = driver.call(body, 1)
-        driver.work()
-    assert driver.run(run_id).state == "waiting"
-
-    @driver.task(retries=0)
-    def other(order: int) -> None:
-        step.wait_for_event("pay", "paid", match={"other": order}, timeout="1h")
-
-    with driver.lost_commit():
-        run_id = driver.call(other, 1)
-        driver.work()
-    assert driver.run(run_id).state == "waiting"
+    run_id = driver.call(parent)
+    driver.work()
+    assert driver.child(run_id, "child").state == "completed"

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from celery_defer.store.sql import now
 from celery_defer import Event, EventType, PayloadError, current_run, defer, step
+from celery_defer.store.sql import now
 from tests.engine.driver import CrashError, execution, notes
 from tests.services import EVERY_DATABASE
 
@@ -370,7 +370,7 @@ def test_a_typed_event_has_its_model(driver):
 
 
 def test_data_that_does_not_fit_the_type_fails_the_run_and_names_the_field(driver):
-    """It got past the sender, which had no such model: the run has a payload error, and is not tried again."""
+    """It got past the sender, which had no such model: the run has a payload error once its retries are over."""
 
     @driver.task
     def body() -> Any:
@@ -380,7 +380,7 @@ def test_data_that_does_not_fit_the_type_fails_the_run_and_names_the_field(drive
     driver.work()
     driver.host.router.route([{"name": purchase.name, "data": {"user_id": "u", "total": "much"}, "id": "x"}])
     driver.work()
-    run = driver.run(run_id)
+    run = driver.finish(run_id)
     assert (run.state, run.error["name"]) == ("failed", "PayloadError")
     assert "waiting/purchase" in run.error["message"]
     assert "total" in run.error["message"]
@@ -484,7 +484,9 @@ def test_a_run_that_was_woken_by_nobody_we_know_waits_on_and_loses_no_event(driv
     driver.work()
     run = driver.store.tables.run
     with driver.store.autocommit() as connection:
-        connection.execute(run.update().where(run.c.id == run_id).values(state="pending", waiting_for=None, publish_at=now()))
+        connection.execute(
+            run.update().where(run.c.id == run_id).values(state="pending", waiting_for=None, publish_at=now())
+        )
     driver.route(paid(n=6))
     assert driver.run(run_id).state == "pending"
     driver.publish_due()

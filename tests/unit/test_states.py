@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -16,19 +17,21 @@ from celery_defer.words.states import (
     RUN,
     STARTED_BY,
     TERMINAL,
+    WAIT,
     DeferralState,
     RunState,
     StepState,
     Trigger,
     WaitingFor,
+    WaitStatus,
     When,
     drawing,
     sources,
     target,
 )
 
-MACHINES = {"run": RUN, "deferral": DEFERRAL}
-WORDS = {"run": RunState, "deferral": DeferralState}
+MACHINES = {"run": RUN, "deferral": DEFERRAL, "wait": WAIT}
+WORDS = {"run": RunState, "deferral": DeferralState, "wait": WaitStatus}
 PAIRS = [
     pytest.param(machine, state, move, id=f"{name}-{state}-{move}")
     for name, machine in MACHINES.items()
@@ -114,6 +117,7 @@ def test_every_end_starts_its_deferrals():
         ("wait", "wait_kind", WaitingFor),
         ("deferral", "deferral_state", DEFERRAL),
         ("deferral", "deferral_start_on", When),
+        ("events.event_wait", "event_wait_status", WAIT),
     ],
 )
 def test_check_constraints_list_the_words_of_the_tables(table, constraint, words):
@@ -129,7 +133,7 @@ def test_the_end_of_a_run_is_constrained_by_the_table():
 
 
 def _checks(table, constraint):
-    checks = (each for each in getattr(Tables("x"), table).constraints if isinstance(each, CheckConstraint))
+    checks = (each for each in attrgetter(table)(Tables("x")).constraints if isinstance(each, CheckConstraint))
     found = [each.sqltext for each in checks if each.name == f"x_{constraint}"]
     return [str(each.compile(compile_kwargs={"literal_binds": True})) for each in found]
 

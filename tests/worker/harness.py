@@ -279,10 +279,10 @@ class Site:
             connection.close()
         return json.loads(body) if response.status == http.HTTPStatus.OK else None
 
-    def beat(self, name: str = "beat") -> Process:
+    def beat(self, name: str = "beat", faults: str = "") -> Process:
         """Start a beat."""
         options = ["-l", "INFO", "-s", str(self.folder / f"{name}-schedule"), "--pidfile="]
-        return self._start(name, ["beat", *options], self._environment(""), "beat: Starting...")
+        return self._start(name, ["beat", *options], self._environment(faults), "beat: Starting...")
 
     def _start(self, name: str, arguments: list[str], environment: dict[str, str], ready: str) -> Process:
         assert self.durable is not None  # the tables are there before anybody looks

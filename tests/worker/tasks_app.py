@@ -34,7 +34,7 @@ from celery_defer.worker import flags
 from celery_defer.worker.publisher import Publisher
 from celery_defer.worker.sweeper import SweeperStep
 from celery_defer.worker.task import DurableMixin
-from tests.worker import canvas_tasks, usage_tasks
+from tests.worker import canvas_tasks, event_tasks, usage_tasks
 
 FOLDER = Path(os.environ["TEST_APP_FOLDER"])
 
@@ -53,7 +53,10 @@ FAULTS = os.environ.get("TEST_APP_FAULTS", "").split()
 _PATIENCE = 90.0
 
 app = Celery("tests", set_as_current=False)
-app.conf.update(json.loads(os.environ["TEST_APP_CONF"]))
+CONF = json.loads(os.environ["TEST_APP_CONF"])
+# What else there is beside the tasks of this module, and what for; most tests don't use events.
+EXTRA = CONF.pop("tests_with", None)
+app.conf.update(CONF)
 durable = Durable(app)
 # A test process imports this module once per site, and shared tasks would be those of every application.
 plain_task, durable_task = partial(app.task, shared=False), partial(durable.task, shared=False)
@@ -332,6 +335,8 @@ def changes() -> None:
 
 pairs = canvas_tasks.pairs(app, durable, effect)
 usage = usage_tasks.usage(app, durable, effect, hold, once)
+if EXTRA is not None:
+    events = event_tasks.events(durable, effect, hold, EXTRA)
 
 
 # --- faults
@@ -467,6 +472,7 @@ _ALL = {
     "tell-stopping": _tell_stopping,
     "tell-signals": _tell_signals,
     "sentry": _report_to_sentry,
+    **event_tasks.faults(_die, FOLDER),
 }
 for fault in FAULTS:
     _ALL[fault]()

@@ -1,0 +1,78 @@
+"""An INSERT of many rows that is compiled once, however many they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from sqlalchemy import BindParameter, String, Text, bindparam, column, func, select
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.sql.visitors import iterate, replacement_traverse
+
+from celery_defer.store.sql import Identifier
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy import Connection, CursorResult, Insert
+    from sqlalchemy.types import TypeEngine
+
+
+class Rows:
+    """An INSERT of rows.
+
+    SQLAlchemy would write VALUES anew for each number of rows, which takes many times what the server needs for them.
+    PostgreSQL gets each column as one array; the others' drivers take rows.
+
+    Args:
+        dialect: SQLAlchemy's name of the dialect.
+        statement: The INSERT, without values.
+        values: Values that aren't parameters, by column; they may have parameters of their own.
+    """
+
+    def __init__(self, dialect: str, statement: Insert, values: Mapping[str, Any]) -> None:
+        self._statement, self._values = statement, values
+        self._each = statement.values(**values) if values else statement
+        self._of_arrays: dict[tuple[str, ...], Insert] | None = {} if dialect == "postgresql" else None
+
+    def insert(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> CursorResult[Any]:
+        """Insert rows.
+
+        Args:
+            connection: The open connection or transaction.
+            rows: One or more, all with the same parameters.
+        """
+        if len(rows) == 1:
+            return connection.execute(self._each, rows[0])
+        if self._of_arrays is None:
+            return connection.execute(self._each, rows)
+        names = tuple(rows[0])
+        statement = self._of_arrays.get(names)
+        if statement is None:
+            statement = self._of_arrays[names] = self._from_arrays(names)
+        return connection.execute(statement, {name: [row[name] for row in rows] for name in names})
+
+    def _from_arrays(self, names: Sequence[str]) -> Insert:
+        columns = self._statement.table.c
+        types: dict[str, TypeEngine[Any]] = {
+            part.key: part.type
+            for value in self._values.values()
+            for part in iterate(value)
+            if isinstance(part, BindParameter)
+        }
+        types |= {each.name: _item(each.type) for each in columns}
+        arrays: list[Any] = [bindparam(name, type_=ARRAY(types[name])) for name in names]
+        named = (column(name, types[name]) for name in names)
+        rows = func.unnest(*arrays).table_valued(*named, name="given").render_derived()
+
+        def of_row(part: Any, **_kw: Any) -> Any:
+            return rows.c.get(part.key) if isinstance(part, BindParameter) else None
+
+        chosen: dict[str, Any] = {name: rows.c[name] for name in names if name in columns}
+        for name, value in self._values.items():
+            chosen[name] = replacement_traverse(value, {}, cast("Any", of_row))
+        return self._statement.from_select([*chosen], select(*chosen.values()), include_defaults=False)
+
+
+def _item(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+    """Return the type of an array's items: a cast to text of a length would cut what is longer."""
+    return Text() if isinstance(kind, String | Identifier) else kind

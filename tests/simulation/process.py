@@ -223,9 +223,9 @@ class Process:
         execution.cancellable = bool(data["cancels"])
         self.faults.point("body")
         left = execute(execution, lambda: _body(data), codec_for(list))
+        self.ledger.note_execution(run_id, f"epoch {execution.fence.epoch} until {clock.utcnow()}: {left!r:.60}")
         self.ledger.armed.append(own["id"])
         self.faults.point("waiting")
-        self.ledger.note_execution(run_id, f"epoch {execution.fence.epoch} until {clock.utcnow()}: {left!r:.60}")
 
     def sweep(self) -> None:
         """Do a sweep's and a heartbeat's duties."""

@@ -203,14 +203,16 @@ class Process:
         if kind == "route":
             self.router.route(**what)
             return
+        begun, self._local.stopping = clock.monotonic(), False
         try:
             self._execute(what["run_id"], what["epoch"])
         except BaseException:
             self.ledger.note_broken(what["run_id"])
             raise
+        if self._local.stopping or clock.monotonic() - begun > self.settings.lease / 2:
+            self.ledger.note_broken(what["run_id"])  # it was handed over, or may have lost its lease
 
     def _execute(self, run_id: str, epoch: int) -> None:
-        begun, self._local.stopping = clock.monotonic(), False
         execution = receive(self, run_id, epoch, _no_call, _POLICY)
         if execution is None or isinstance(execution, Ended):
             return
@@ -221,13 +223,9 @@ class Process:
         execution.cancellable = bool(data["cancels"])
         self.faults.point("body")
         left = execute(execution, lambda: _body(data), codec_for(list))
+        self.ledger.note_execution(run_id, f"epoch {execution.fence.epoch} until {clock.utcnow()}: {left!r:.60}")
         self.ledger.armed.append(own["id"])
         self.faults.point("waiting")
-        self.ledger.note_execution(
-            run_id, f"epoch {execution.fence.epoch} {begun:.3f}-{clock.monotonic():.3f} {left!r:.60}"
-        )
-        if self._local.stopping or clock.monotonic() - begun > self.settings.lease / 2:
-            self.ledger.note_broken(run_id)  # it was handed over, or may have lost its lease
 
     def sweep(self) -> None:
         """Do a sweep's and a heartbeat's duties."""

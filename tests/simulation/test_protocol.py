@@ -4,7 +4,6 @@ import pytest
 
 from tests.services import kinds
 from tests.simulation.checker import Checker
-from tests.simulation.mutants import MUTANTS
 from tests.simulation.plan import Plan, everything
 from tests.simulation.world import World
 
@@ -22,12 +21,3 @@ def test_no_event_is_lost_and_no_wait_ends_twice(kind, fresh, private):
     assert statuses == {"taken", "timed_out", "closed"}
     assert world.faults.counts["crash"]
     assert world.chaos["flush"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mutant", [pytest.param(each, id=each.name.replace(" ", "_")) for each in MUTANTS])
-def test_what_shows_a_wrong_protocol_finds_nothing_wrong_with_the_right_one(mutant, fresh, private):
-    """The same disturbances at the same places, without the change."""
-    world = World(fresh("sqlite"), private, Plan(1, mutant.aim))
-    world.run()
-    assert not Checker(world).problems()

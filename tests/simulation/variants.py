@@ -164,7 +164,7 @@ def looked_back_before_redis() -> Changes:
 
 def looked_back_in_transaction() -> Changes:
     """R3 in R1's transaction."""
-    begin, found = EXECUTOR._await, dict[int, Any]()
+    begin, found = EXECUTOR.await_event, dict[int, Any]()
 
     def looked(connection, execution, suspension, expires):
         opened = begin(connection, execution, suspension, expires)
@@ -179,7 +179,7 @@ def looked_back_in_transaction() -> Changes:
         claims = [(wait, found.get(wait.row["id"])) for wait in waits]
         ARMING.claim(host, [(wait, event) for wait, event in claims if event is not None])
 
-    return {(EXECUTOR, "_await"): looked, (EXECUTOR, "arm"): arm}
+    return {(EXECUTOR, "await_event"): looked, (EXECUTOR, "arm"): arm}
 
 
 def ready_before_built() -> Changes:
@@ -203,7 +203,7 @@ def ready_before_built() -> Changes:
 
 def redis_before_sql() -> Changes:
     """R2 before R1."""
-    begin = EXECUTOR._await
+    begin = EXECUTOR.await_event
 
     def early(connection, execution, suspension, expires):
         opened = begin(connection, execution, suspension, expires)
@@ -212,7 +212,10 @@ def redis_before_sql() -> Changes:
             execution.host.faults.point("mutant")
         return opened
 
-    return {(EXECUTOR, "_await"): early, **_armed_by(lambda host, waits: _arm(host, waits, first=False, add=False))}
+    return {
+        (EXECUTOR, "await_event"): early,
+        **_armed_by(lambda host, waits: _arm(host, waits, first=False, add=False)),
+    }
 
 
 def no_last_look() -> Changes:

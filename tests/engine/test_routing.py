@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from celery_defer import Event, step
+from celery_defer import step
 from tests.services import kinds
 
 pytestmark = pytest.mark.parametrize("database", kinds("sqlite"), indirect=True)

@@ -14,6 +14,7 @@ from benchmarks.processes import POSTGRES, Dbos, Worker
 from benchmarks.workloads import CONTENDERS, DBOS, OURS, PLAIN, rate, workloads
 from celery_defer.testing import EmbeddedServer
 
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)

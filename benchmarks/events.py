@@ -32,7 +32,9 @@ def main():
             waits = Waits(worker, count)
             waits.check()
             fields.append((waits, waits.module, worker.module(BENCH_REDIS="")))
-            console.log(f"{count:,} waits: {waits.redis_bytes:.0f} bytes each in Redis, {waits.wait_bytes:.0f} in SQL and {waits.run_bytes:.0f} of its run")
+            console.log(
+                f"{count:,} waits: {waits.redis_bytes:.0f} bytes each in Redis, {waits.wait_bytes:.0f} in SQL and {waits.run_bytes:.0f} of its run"
+            )
         contenders = ways(fields)
         names = list(contenders)
         bases = dict(zip(names, [names[0], names[0], names[2], names[2]], strict=True))

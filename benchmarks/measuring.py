@@ -72,7 +72,9 @@ def show(title: str, bases: Mapping[str, str], table: Sequence[Workload], found:
             if who not in samples:
                 cells.append("–")
                 continue
-            ratio = "" if who == base or base not in samples else f" → {middle(samples[base]) / middle(samples[who]):.2f}"
+            ratio = (
+                "" if who == base or base not in samples else f" → {middle(samples[base]) / middle(samples[who]):.2f}"
+            )
             cells.append((points if each.is_latency else spread)(samples[who]) + ratio)
         view.add_row(each.name, each.unit, *cells, each.reach)
     out.print(view)

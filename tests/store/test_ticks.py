@@ -31,7 +31,9 @@ def test_a_tick_is_fired_once(store):
     now = ago(store)
     _last(store, ["a", "b"], now)
     ticks = [now + timedelta(seconds=n) for n in range(3)]
-    fired = [do(store, lambda c, at=at: store.ticks.fire(c, "a", at)) for at in (ticks[0], ticks[2], ticks[2], ticks[1])]
+    fired = [
+        do(store, lambda c, at=at: store.ticks.fire(c, "a", at)) for at in (ticks[0], ticks[2], ticks[2], ticks[1])
+    ]
     assert fired == [False, True, False, False]
     assert _last(store, ["a", "b"], now) == {"a": ticks[2], "b": now}
     assert do(store, lambda c: store.ticks.fire(c, "unknown", ticks[2])) is False

@@ -10,7 +10,7 @@ import atexit
 import logging
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,8 @@ class EagerHost:
     """Celery's side of one eager run and of the runs that it defers."""
 
     def __init__(self, durable: Any) -> None:
-        self.app, self.settings = durable.app, durable.settings
+        # nobody has declared a name in these records, and they are dropped soon
+        self.app, self.settings = durable.app, replace(durable.settings, event_log="all")
         try:
             self.store = _spare.pop()
         except IndexError:

@@ -284,6 +284,8 @@ class Durable:
 
         Raises:
             PayloadError: The data can't be sent, or doesn't fit its `EventType`.
+            ConfigError: The session is none, or on another kind of database.
+            SchemaError: With a session: the tables can't be used.
             kombu.exceptions.OperationalError: The broker can't be reached, and nothing was sent.
 
         Example:
@@ -291,7 +293,8 @@ class Durable:
         """
         if session is None:
             return self.send_events([event])[0]
-        return send_in(session, self.host, written(event, self.settings.event_bytes))
+        # the checked store: a process that sends may be the first one to need the tables
+        return send_in(session, self.store, self.host, written(event, self.settings.event_bytes))
 
     def send_events(self, events: Iterable[Event[Any]]) -> list[str]:
         """Send events in batches: one message for up to 1,000 of them.

@@ -37,7 +37,7 @@ _EXPRESSIONS = 1024
 _LOOPLESS = "stdlib: {exclude_macros: [all, exists, exists_one, filter, map]}"
 _FAULT = re.compile(r"ERROR: <input>:(-?\d+):(-?\d+): (.*)")
 _UNUSABLE = "a stored expression can't be used, so no event matches it"
-_FAILED = "an expression can't be evaluated over some event, which therefore doesn't match"
+_FAILED = "an expression can't be evaluated over some event, which therefore doesn't match: %s: %s"
 
 
 class Expression:
@@ -100,7 +100,7 @@ class Expression:
     def _fail(self, reason: str) -> bool:
         self.failures += 1
         if next(self._untold, False):
-            logger.warning(_FAILED, extra={"expression": self.text, "reason": reason})
+            logger.warning(_FAILED, short(self.text), reason, extra={"expression": self.text, "reason": reason})
         return False
 
 

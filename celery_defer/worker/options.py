@@ -69,7 +69,9 @@ def parse(options: dict[str, Any], base: Any) -> TaskOptions:
             reason = f"option {name!r} is not needed: a durable task takes models by its type hints; leave it out"
             raise ConfigError(reason)
         if name not in _OURS and name not in _CELERYS and not hasattr(base, name) and not hasattr(Task, name):
-            reason = f"@durable.task has no option {name!r}: check its spelling; options are Celery's and {_OURS[0]!r}"
+            reason = (
+                f"@durable.task has no option {name!r}: check its spelling; options are Celery's and {', '.join(_OURS)}"
+            )
             raise ConfigError(reason)
     retries = celery.pop("retries", 4)
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:

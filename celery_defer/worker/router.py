@@ -17,6 +17,8 @@ from celery_defer.words.settings import PUBLISH_GRACE
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from celery_defer.store import Store
+
 logger = logging.getLogger("celery_defer.route")
 
 # Events in one message: large enough to be quick, small enough for any broker.
@@ -97,11 +99,12 @@ def _batches(events: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]
         yield batch
 
 
-def send_in(session: Any, host: Any, event: dict[str, Any]) -> str:
+def send_in(session: Any, store: Store, host: Any, event: dict[str, Any]) -> str:
     """Record an event in a caller's transaction; word is sent to a router once it has committed.
 
     Args:
         session: An SQLAlchemy session or connection on the defer database.
+        store: The store.
         host: Celery's side.
         event: As plain data.
 
@@ -113,6 +116,6 @@ def send_in(session: Any, host: Any, event: dict[str, Any]) -> str:
     """
     outbox_id = uuid()
     event["id"] = event["id"] or outbox_id
-    host.store.events.put(connection_of(host.store, session), {outbox_id: event}, PUBLISH_GRACE)
+    store.events.put(connection_of(store, session), {outbox_id: event}, PUBLISH_GRACE)
     after_commit(session, lambda: host.publish(Outgoing(sent=[outbox_id])))
     return str(event["id"])

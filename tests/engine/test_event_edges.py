@@ -3,8 +3,10 @@
 from datetime import timedelta
 
 import pytest
+from celery import Celery
+from sqlalchemy import create_engine
 
-from celery_defer import Event, defer, step
+from celery_defer import ConfigError, Durable, Event, SchemaError, defer, step
 from celery_defer.words import clock
 from tests.engine.driver import CrashError
 
@@ -74,3 +76,19 @@ def test_a_deferred_run_is_late_from_its_parent_s_end_on(driver):
     run_id = driver.call(parent)
     driver.work()
     assert driver.child(run_id, "child").state == "completed"
+
+
+def test_an_event_in_a_transaction_needs_the_tables(tmp_path):
+    """A web application that is up before the first worker is told what to do."""
+    url = f"sqlite:///{tmp_path / 'new.db'}"
+    app = Celery("new", broker="memory://", set_as_current=False)
+    app.conf.defer_database_url = url
+    durable = Durable(app)
+    with create_engine(url).connect() as connection, pytest.raises(SchemaError, match="defer migrate"):
+        durable.send_event(Event("x", {}), connection)
+
+
+def test_an_option_that_is_misspelled_is_told_with_those_that_are(driver):
+    """``trigger`` isn't ``triggers``."""
+    with pytest.raises(ConfigError, match=r"no option 'trigger': .*retries.*, triggers, cancel_on"):
+        driver.task(trigger=[])(done)

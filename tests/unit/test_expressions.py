@@ -125,6 +125,7 @@ def test_what_fails_does_not_match(text, reason, caplog):
     assert record.levelno == logging.WARNING
     assert record.expression == text
     assert reason in record.reason
+    assert record.getMessage().endswith(f"{text!r}: {record.reason}")
     assert "secret" not in record.reason
 
 

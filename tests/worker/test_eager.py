@@ -18,6 +18,7 @@ from sqlalchemy import Connection, text
 
 from celery_defer import (
     Durable,
+    Event,
     LimitExceededError,
     NestedStepError,
     NonRetriableError,
@@ -1055,3 +1056,17 @@ def test_handlers_that_raise_leave_nothing_behind(app):
     assert seen == ["child"]
     assert eager._serving.get() is None
     assert child.delay().state == "SUCCESS"
+
+
+def test_a_run_gets_the_event_that_it_has_sent_and_waits_for_no_other(app, caplog):
+    """Whether its name is declared or not; of what doesn't come, the time is skipped and nothing is said."""
+
+    @task(app)
+    def body() -> list[Any]:
+        step.send_event("send", Event("eager/own", {"n": 1}))
+        own = step.wait_for_event("own", "eager/own", match={"n": 1}, timeout="7d")
+        other = step.wait_for_event("other", "eager/other", timeout="7d")
+        return [own and own.data, other]
+
+    assert body.delay().get() == [{"n": 1}, None]
+    assert [each for each in caplog.records if each.name == "celery_defer.run"] == []

@@ -185,9 +185,15 @@ class _Executor:
             outgoing = self._finish(RunState.CANCELLED, None, cancelled_error(run_id, reason))
         except LeaseLost:
             return self._lost()
-        row = self._look()  # the reason is that of who asked for it
-        why = f"run {run_id} was {reason}" if row is None else str(json.loads(row["error"])["message"])
-        return Finished(RunState.CANCELLED, None, RunCancelledError(why), outgoing)
+        return Finished(RunState.CANCELLED, None, RunCancelledError(self._why(f"run {run_id} was {reason}")), outgoing)
+
+    def _why(self, reason: str) -> str:
+        """Return why the run was cancelled: who asked for it first has left the reason in its row."""
+        try:
+            row = self._look()
+        except LeaseLost:  # the database is away
+            row = None
+        return reason if row is None else str(json.loads(row["error"])["message"])
 
     def _finish(self, state: RunState, result: str | None, error: str | None) -> Outgoing:
         """End the run with its deferrals in one transaction (I4); a death after it is made good by the sweep."""

@@ -125,5 +125,6 @@ class EventTables:
             names.index(
                 "event_wait_unarmed", "created_at", where="armed_at IS NULL AND status = 'open'", first="armed_at"
             ),
+            sqlite_autoincrement=True,  # else an id that was pruned comes again, and Redis may have the old one
             **IN_MYSQL,
         )

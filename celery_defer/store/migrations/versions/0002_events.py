@@ -110,6 +110,7 @@ def _waits() -> None:
         sa.UniqueConstraint("run_id", "kind", "step_id", "attempt", name=prefixed("event_wait_of")),
         check("event_wait_kind", "kind IN ('wait', 'cancel')"),
         check("event_wait_status", "status IN ('open', 'taken', 'timed_out', 'closed')"),
+        sqlite_autoincrement=True,
     )
     index("event_wait_unarmed", "event_wait", ["created_at"], "armed_at IS NULL AND status = 'open'", "armed_at")
     table(

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast, overload
 
 from celery_defer.engine.awaiting import written
@@ -16,7 +12,7 @@ from celery_defer.words.durations import moment
 from celery_defer.worker import eager, processes
 from celery_defer.worker.config import Config
 from celery_defer.worker.host import Host
-from celery_defer.worker.reading import RunPage, page_of, run_of
+from celery_defer.worker.reading import RunPage, cursor_of, page_of, place_of, run_of
 from celery_defer.worker.registration import adopt, composed, register, shared
 from celery_defer.worker.revoke import ControlStep
 from celery_defer.worker.router import register_router, send, send_in
@@ -24,6 +20,7 @@ from celery_defer.worker.sweeper import SweeperStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from datetime import datetime
 
     from celery_defer.events import Event
     from celery_defer.store import Store
@@ -247,9 +244,9 @@ class Durable:
                 created_before=None if created_before is None else moment(created_before),
                 include_deferred=include_deferred or parent_id is not None,
                 limit=limit + 1,
-                before=None if cursor is None else _opened(cursor),
+                before=None if cursor is None else place_of(cursor),
             )
-        more = _closed(rows[limit - 1]) if len(rows) > limit else None
+        more = cursor_of(rows[limit - 1]) if len(rows) > limit else None
         return page_of(rows[:limit], self.app, more)
 
     def cancel(self, run_id: str) -> None:
@@ -338,19 +335,6 @@ class Durable:
     def _home(self, run_id: str) -> tuple[Any, Store]:
         """Return where a run is kept: only an eager run itself sees its own records."""
         return eager.host_of(run_id) or (self.host, self.store)
-
-
-def _closed(row: Any) -> str:
-    return base64.urlsafe_b64encode(json.dumps([row["created_at"].isoformat(), row["id"]]).encode()).decode()
-
-
-def _opened(cursor: str) -> tuple[datetime, str]:
-    try:
-        at, run_id = json.loads(base64.urlsafe_b64decode(cursor))
-        return datetime.fromisoformat(at).astimezone(UTC), run_id
-    except (binascii.Error, ValueError, TypeError) as error:
-        reason = f"the cursor {cursor!r:.60} can't be read: give the one of the page before"
-        raise ValueError(reason) from error
 
 
 processes.connect()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import sys
 import weakref
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from sqlalchemy import Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from celery_defer.errors import ConfigError
-from celery_defer.store import mysql
+from celery_defer.store import mysql, sqlite
 from celery_defer.store.awaits import Awaits
 from celery_defer.store.deferrals import Deferrals
 from celery_defer.store.due import Due
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
 SUPPORTED = ("sqlite", "postgresql", *mysql.BACKENDS)
 # SQLAlchemy's default driver changes with its version, ours doesn't.
 _DRIVERS = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql", "mariadb": "mariadb+pymysql"}
-# How long SQLite waits for another writer before it gives up, in seconds.
-_SQLITE_BUSY = 30
 _CONNECT_TIMEOUT = 5
 _MOST_IDLE = 4
 # Deadlocks in a row after which a transaction is given up.
@@ -223,7 +220,7 @@ class Store:
     def _open(self) -> Engine:
         options: dict[str, Any] = {}
         if self.dialect == "sqlite":
-            arguments: dict[str, Any] = {"timeout": _SQLITE_BUSY, "check_same_thread": False}
+            arguments: dict[str, Any] = {"timeout": sqlite.BUSY, "check_same_thread": False}
         elif self.dialect == "postgresql":
             arguments = {"connect_timeout": _CONNECT_TIMEOUT, "application_name": "celery_defer"}
         else:
@@ -239,7 +236,7 @@ class Store:
             max_overflow=-1,
         )
         if self.dialect == "sqlite":
-            event.listen(engine, "connect", _sqlite_connect)
+            event.listen(engine, "connect", sqlite.begin_session)
         elif self.url.drivername == "postgresql+psycopg":
             event.listen(engine, "connect", _binary_arrays)
         elif self.dialect in mysql.BACKENDS:
@@ -324,28 +321,6 @@ def _binary_arrays(connection: Any, _record: object) -> None:
     from psycopg.types.array import ListBinaryDumper  # noqa: PLC0415 - the driver is an extra
 
     connection.adapters.register_dumper(list, ListBinaryDumper)
-
-
-def _sqlite_connect(connection: sqlite3.Connection, _record: object) -> None:
-    # WAL with NORMAL survives the death of any process; the loss of power may take the last commits with it
-    # (https://www.sqlite.org/pragma.html#pragma_synchronous).
-    until = clock.monotonic() + _SQLITE_BUSY
-    while True:
-        try:
-            _set_wal(connection)
-            break
-        except sqlite3.OperationalError as error:
-            # no busy timeout holds for the change of mode: who meets another process at it is refused at once
-            if "locked" not in str(error) or clock.monotonic() > until:
-                raise
-        clock.sleep(_FIRST_PAUSE)
-    connection.execute("PRAGMA synchronous = NORMAL").close()
-
-
-def _set_wal(connection: sqlite3.Connection) -> None:
-    (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
-    if mode != "wal":
-        connection.execute("PRAGMA journal_mode = WAL").close()
 
 
 class StoreAwayError(Exception):

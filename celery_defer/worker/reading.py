@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from celery_defer.engine.execution import BODY
@@ -29,6 +32,28 @@ class RunPage(list[Run]):
 def page_of(rows: Iterable[Mapping[Any, Any]], app: Any, cursor: str | None) -> RunPage:
     """Return a page of rows."""
     return RunPage((run_of(row, app, (), ()) for row in rows), cursor)
+
+
+def cursor_of(row: Mapping[Any, Any]) -> str:
+    """Return the cursor of the page that begins behind a row."""
+    return base64.urlsafe_b64encode(json.dumps([row["created_at"].isoformat(), row["id"]]).encode()).decode()
+
+
+def place_of(cursor: str) -> tuple[datetime, str]:
+    """Return ``created_at`` and ``id`` of the row that a page begins behind.
+
+    Args:
+        cursor: From `cursor_of`.
+
+    Raises:
+        ValueError: It isn't one.
+    """
+    try:
+        at, run_id = json.loads(base64.urlsafe_b64decode(cursor))
+        return datetime.fromisoformat(at).astimezone(UTC), run_id
+    except (binascii.Error, ValueError, TypeError) as error:
+        reason = f"the cursor {cursor!r:.60} can't be read: give the one of the page before"
+        raise ValueError(reason) from error
 
 
 def run_of(row: Mapping[Any, Any], app: Any, history: Sequence[Mapping[Any, Any]], children: Sequence[str]) -> Run:

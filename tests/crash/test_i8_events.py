@@ -102,7 +102,7 @@ def test_i8_an_event_that_comes_while_a_wait_registers_is_found(
         site.worker("routes", pool="solo").wait_ready()
         warm_up(site)
         result = site.events.awaits.apply_async(("signal", 4.0, _KEYS), queue=queue)
-        until(lambda: (tmp_path / f"stands-{where}").exists(), "the wait is committed")
+        until((tmp_path / f"stands-{where}").exists, "the wait is committed")
         sent = site.send("signal", key=1)
         site.routed(sent)
         (tmp_path / f"go-{where}").touch()

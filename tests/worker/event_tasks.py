@@ -59,7 +59,7 @@ signals_ = [EventType(name, dict[str, Any]) for name in ("signal", "other", "nev
 
 
 def events(
-    durable: Any, effect: Callable[..., Any], hold: Callable[[str], int], extra: dict[str, Any]
+    durable: Any, effect: Callable[..., str], hold: Callable[[str], int], extra: dict[str, Any]
 ) -> SimpleNamespace:
     """Register the tasks.
 
@@ -72,6 +72,7 @@ def events(
     task = partial(durable.task, shared=False)
     return SimpleNamespace(
         **_waits(task, effect, hold),
+        **_sends(task, effect, hold),
         **_started(task, effect),
         **_cancelled(task, effect, hold),
         **(_ends(task, effect) if "ends" in extra else {}),
@@ -84,7 +85,7 @@ def _told(event: Event[Any] | None) -> Any:
     return event and {"name": event.name, "data": event.data, "id": event.id}
 
 
-def _waits(task: Any, effect: Any, hold: Any) -> dict[str, Any]:
+def _waits(task: Any, effect: Callable[..., str], hold: Any) -> dict[str, Any]:
     @task(name="awaits")
     def awaits(
         names: Any, timeout: float, how: dict[str, Any] | None = None, *, count: int = 1, held: bool = False
@@ -113,6 +114,10 @@ def _waits(task: Any, effect: Any, hold: Any) -> dict[str, Any]:
         """Wait with an expression that doesn't compile."""
         step.wait_for_event("wait", "signal", if_=if_, timeout=30)
 
+    return {each.name: each for each in (awaits, awaits_typed, awaits_wrong)}
+
+
+def _sends(task: Any, effect: Callable[..., str], hold: Any) -> dict[str, Any]:
     @task(name="sends")
     def sends(name: str, data: dict[str, Any], held: bool = False) -> str:
         """Send from a step."""
@@ -149,11 +154,10 @@ def _waits(task: Any, effect: Any, hold: Any) -> dict[str, Any]:
         bought = step.wait_for_event("bought", purchase, match={"user_id": user_id}, timeout=30)
         return step.run("score", effect, "scored") == "scored" and bought is not None
 
-    made = (awaits, awaits_typed, awaits_wrong, sends, sends_and_awaits, buys, buys_slowly, scores)
-    return {each.name: each for each in made}
+    return {each.name: each for each in (sends, sends_and_awaits, buys, buys_slowly, scores)}
 
 
-def _started(task: Any, effect: Any) -> dict[str, Any]:
+def _started(task: Any, effect: Callable[..., str]) -> dict[str, Any]:
     @task(
         name="starts",
         triggers=[
@@ -188,7 +192,7 @@ def _started(task: Any, effect: Any) -> dict[str, Any]:
     return {each.name: each for each in (starts, typed, keyed, keyed_by)}
 
 
-def _cancelled(task: Any, effect: Any, hold: Any) -> dict[str, Any]:
+def _cancelled(task: Any, effect: Callable[..., str], hold: Any) -> dict[str, Any]:
     def lives(how: str) -> str:
         step.run("first", effect, "first")
         if how == "waiting":
@@ -274,6 +278,19 @@ def _daily(task: Any, effect: Any, text: str, zone: str, elsewhere: str) -> dict
 # --- faults
 
 
+def _before(owner: Any, name: str, do: Callable[[], None]) -> Callable[[], None]:
+    def install() -> None:
+        real = getattr(owner, name)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            do()
+            return real(*args, **kwargs)
+
+        setattr(owner, name, wrapped)
+
+    return install
+
+
 def faults(die: Callable[[str], None], folder: Path) -> dict[str, Callable[[], None]]:
     """Return what can be made to go wrong.
 
@@ -281,18 +298,6 @@ def faults(die: Callable[[str], None], folder: Path) -> dict[str, Callable[[], N
         die: Ends the process, the first that comes there.
         folder: Where gates are.
     """
-
-    def before(owner: Any, name: str, do: Callable[[], None]) -> Callable[[], None]:
-        def install() -> None:
-            real = getattr(owner, name)
-
-            def wrapped(*args: Any, **kwargs: Any) -> Any:
-                do()
-                return real(*args, **kwargs)
-
-            setattr(owner, name, wrapped)
-
-        return install
 
     def stand(name: str) -> None:
         (folder / f"stands-{name}").touch()
@@ -311,19 +316,19 @@ def faults(die: Callable[[str], None], folder: Path) -> dict[str, Callable[[], N
 
     def clock_ahead() -> None:
         utcnow = clock.utcnow
-        clock.utcnow = lambda: utcnow() + timedelta(seconds=AHEAD)  # type: ignore[assignment]
+        clock.utcnow = lambda: utcnow() + timedelta(seconds=AHEAD)
 
     def no_look_back() -> None:
-        arming.look_back = lambda *args: None
+        arming.look_back = lambda *args: None  # type: ignore[attr-defined]
 
     return {
-        "die-after-recording": before(Router, "_start", lambda: die("after recording")),
-        "die-before-routed": before(Host, "routed", lambda: die("before routed")),
-        "die-before-filing": before(executor, "arm", lambda: die("before filing")),
-        "die-before-look-back": before(arming, "look_back", lambda: die("before look-back")),
-        "die-before-route": before(Publisher, "route", lambda: die("before route")),
-        "stand-before-filing": before(executor, "arm", lambda: stand("before filing")),
-        "stand-before-look-back": before(arming, "look_back", lambda: stand("before look-back")),
+        "die-after-recording": _before(Router, "_start", lambda: die("after recording")),
+        "die-before-routed": _before(Host, "routed", lambda: die("before routed")),
+        "die-before-filing": _before(executor, "arm", lambda: die("before filing")),
+        "die-before-look-back": _before(arming, "look_back", lambda: die("before look-back")),
+        "die-before-route": _before(Publisher, "route", lambda: die("before route")),
+        "stand-before-filing": _before(executor, "arm", lambda: stand("before filing")),
+        "stand-before-look-back": _before(arming, "look_back", lambda: stand("before look-back")),
         "no-look-back": no_look_back,
         "route-soon": route_soon,
         "no-heal": no_heal,

@@ -78,7 +78,7 @@ def test_conditions_are_evaluated_and_a_bad_one_is_refused(site: EventSite, work
     assert site.row(result.id)["state"] == "waiting"
     sent = site.send("signal", x=4)
     assert site.get(result)[0]["id"] == sent
-    with pytest.raises(InvalidExpressionError, match="async.data.x >"):
+    with pytest.raises(InvalidExpressionError, match=r"async\.data\.x >"):
         site.get(wrong)
     assert site.run(wrong.id).steps == ()
     assert site.waits(wrong.id) == []
@@ -174,7 +174,7 @@ def test_messages_that_come_again_and_out_of_order_change_nothing(site: EventSit
     waits = [site.waiting("signal", how={"match": {"five": number}}, count=2, timeout=5.0) for number in range(3)]
     doomed = site.events.cancellable.delay("five", "sleeping")
     site.armed(doomed.id)
-    plain = {"ts": None}
+    plain: dict[str, Any] = {"ts": None}
     events = [{"name": "signal", "id": f"{site.name}-five{n}", "data": {"five": n}, **plain} for n in range(3)]
     events.append({"name": "order/cancelled", "id": f"{site.name}-five-c", "data": {"order_id": "five"}, **plain})
     events.append({"name": "plain/came", "id": f"{site.name}-five-t", "data": {}, **plain})

@@ -138,9 +138,9 @@ def due_at_once(module: Any) -> list[float]:
 
 def _wait_of(store: Store, run_id: str) -> Any:
     wait = store.tables.events.event_wait
-    found: list[Any] = []
-    until(lambda: found.extend(_rows(store, select(wait).where(wait.c.run_id == run_id))) or found)
-    return found[0]
+    asked = select(wait).where(wait.c.run_id == run_id)
+    until(lambda: _rows(store, asked))
+    return _rows(store, asked)[0]
 
 
 def _count(store: Store, table: Any) -> int:

@@ -117,8 +117,9 @@ def test_a_triggered_run_does_not_find_what_started_it(driver):
     """It looks back to its own creation, and further if asked; never at the event that it was started by."""
 
     @driver.task(triggers=[On("paid")])
-    def body(n: int) -> int:
-        return step.wait_for_event("pay", "paid", timeout="1h", lookback="1h").data["n"]
+    def body(n: int) -> Any:
+        event = step.wait_for_event("pay", "paid", timeout="1h", lookback="1h")
+        return event and event.data["n"]
 
     driver.host.declare()
     driver.past(Event("paid", {"n": 0}), 7200.0)
@@ -139,7 +140,7 @@ def test_the_earliest_of_several_names_and_shapes_is_the_answer(driver):
             step.wait_for_event("any", ["refund", "paid"], match={"user": 1}, timeout="1h", lookback="1h")
             for _ in range(4)
         ]
-        return [f"{event.name}{event.data['n']}" for event in found]
+        return [f"{event.name}{event.data['n']}" for event in found if event]
 
     for name, user, n in (("paid", 1, 1), ("refund", 2, 2), ("refund", 1, 3), ("paid", 1, 4)):
         driver.route(Event(name, {"user": user, "n": n}))
@@ -155,11 +156,10 @@ def test_the_look_back_goes_through_all_pages(driver):
     driver.route(*(Event("paid", {"user": 1, "n": n}) for n in range(450)))
 
     @driver.task
-    def body() -> int:
-        match = {"user": 1}
-        return step.wait_for_event("any", "paid", match=match, if_="async.data.n == 449", timeout=5, lookback=60).data[
-            "n"
-        ]
+    def body() -> Any:
+        if_ = "async.data.n == 449"
+        event = step.wait_for_event("any", "paid", match={"user": 1}, if_=if_, timeout=5, lookback=60)
+        return event and event.data["n"]
 
     assert driver.go(body).result == 449
     assert driver.go(body).result == 449
@@ -171,7 +171,7 @@ def test_the_first_wait_of_an_undeclared_name_says_that_it_can_not_look_back(dri
     @driver.task
     def body(match: bool) -> Any:
         step.sleep("nap", "1h")
-        options = {"match": {"n": 7}} if match else {}
+        options: dict[str, Any] = {"match": {"n": 7}} if match else {}
         return step.wait_for_event("pay", "unheard", timeout="1h", **options) is not None
 
     run_ids = [driver.call(body, False)]
@@ -206,7 +206,7 @@ def test_a_wait_that_loses_nothing_says_nothing(drive, caplog, how):
 
     @driver.task
     def body() -> Any:
-        options = {"lookback": 0} if how == "no look-back" else {}
+        options: dict[str, Any] = {"lookback": 0} if how == "no look-back" else {}
         return step.wait_for_event("pay", "quiet", timeout="1h", **options)
 
     with caplog.at_level(logging.WARNING, "celery_defer"):

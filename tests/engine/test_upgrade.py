@@ -45,6 +45,7 @@ def _tasks(driver: Driver) -> dict[str, Any]:
         defer("child", child.si(n))
         step.sleep("nap", "1h")
         event = step.wait_for_event("pay", "paid", match="n", timeout="1h")
+        assert event is not None
         return [first, event.data["total"]]
 
     return {"parent": parent, "child": child}

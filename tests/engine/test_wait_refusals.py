@@ -17,7 +17,7 @@ DEEP: dict[str, Any] = {}
 for _ in range(70):
     DEEP = {"more": DEEP}
 USABLE = {"event": "paid", "timeout": "1h"}
-REFUSALS = {
+REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "no time": ({"timeout": 0}, "longer than nothing and a year at most, found 0"),
     "no time as text": ({"timeout": "0s"}, "longer than nothing"),
     "negative time": ({"timeout": -1}, "can't use -1 as a duration"),
@@ -103,7 +103,8 @@ def test_a_refusal_can_be_caught(driver):
     @driver.task
     def body() -> list[str]:
         kinds = []
-        for options in ({"if_": "1"}, {"timeout": 0}, {"match": {"a": None}}):
+        wrong: list[dict[str, Any]] = [{"if_": "1"}, {"timeout": 0}, {"match": {"a": None}}]
+        for options in wrong:
             try:
                 step.wait_for_event("pay", "paid", **{"timeout": 1, **options})
             except (InvalidExpressionError, InvalidArgumentError) as error:
@@ -134,7 +135,9 @@ def test_the_most_names_are_fine(driver):
     @driver.task
     def body() -> str:
         names = [EventType(f"many/{n}", dict[str, int]) if n % 2 else f"many/{n}" for n in range(MOST_NAMES)]
-        return step.wait_for_event("any", [*names[1:], names[1]], timeout=5).name
+        event = step.wait_for_event("any", [*names[1:], names[1]], timeout=5)
+        assert event is not None
+        return event.name
 
     run_id = driver.call(body)
     driver.work()
@@ -151,7 +154,8 @@ def test_names_and_ids_may_be_as_long_as_they_come(driver):
 
     @driver.task
     def body() -> Any:
-        return [step.wait_for_event(step_id, name, match={path: 1}, timeout=5).id for _ in range(2)]
+        found = [step.wait_for_event(step_id, name, match={path: 1}, timeout=5) for _ in range(2)]
+        return [event and event.id for event in found]
 
     run_id = driver.call(body)
     driver.work()

@@ -1,5 +1,6 @@
 """Waiting for events: what matches, what doesn't, and that a replay sees the same."""
 
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -42,6 +43,7 @@ def test_a_matching_event_is_the_answer(driver):
     def body() -> dict[str, Any]:
         event = step.wait_for_event("pay", "paid", match={"order": 1}, timeout="1h")
         assert event is not None
+        assert isinstance(event.ts, datetime)
         return {"name": event.name, "data": event.data, "id": event.id, "ts": event.ts.isoformat()}
 
     event = Event("paid", {"order": 1, "deep": {"more": [1, None]}}, id="e1", ts="2026-03-01T09:00:00+02:00")
@@ -151,8 +153,9 @@ def test_an_event_is_the_same_on_every_replay_although_another_comes(driver):
     answers = notes()
 
     @driver.task
-    def body() -> int:
+    def body() -> Any:
         event = step.wait_for_event("pay", "paid", timeout="1h")
+        assert event is not None
         answers.append(event.data["n"])
         step.sleep("nap", "1h")
         return event.data["n"]
@@ -203,7 +206,7 @@ def test_a_consumed_event_that_is_routed_again_hides_no_other(driver):
     @driver.task
     def body() -> list[Any]:
         found = [step.wait_for_event(name, "paid", timeout="1h") for name in ("one", "two")]
-        return [event.data["n"] for event in found]
+        return [event and event.data["n"] for event in found]
 
     driver.host.knowledge.learn(["paid"])
     run = sent_once(driver, body, paid(n=1))
@@ -221,9 +224,9 @@ def test_two_runs_that_wait_for_one_event_both_get_it(driver):
     """An event is a fact, not a message to one (51)."""
 
     @driver.task
-    def body(user: str) -> int:
+    def body(user: str) -> Any:
         event = step.wait_for_event("pay", "paid", match={"user": user}, timeout="1h")
-        return event.data["n"]
+        return event and event.data["n"]
 
     run_ids = [driver.call(body, user) for user in ("a", "a", "b")]
     driver.work()
@@ -237,9 +240,9 @@ def test_of_two_events_for_one_run_one_wins_once(driver, batches):
     """The earlier one received ends the wait; the other is there for the next (51)."""
 
     @driver.task
-    def body() -> list[int]:
-        first = step.wait_for_event("pay", "paid", timeout="1h").data["n"]
-        return [first, step.wait_for_event("more", "paid", timeout="1h").data["n"]]
+    def body() -> list[Any]:
+        found = [step.wait_for_event(name, "paid", timeout="1h") for name in ("pay", "more")]
+        return [event and event.data["n"] for event in found]
 
     run_id = driver.call(body)
     driver.work()
@@ -254,8 +257,9 @@ def test_a_wait_that_two_routers_hold_is_claimed_once(driver):
     """What the second one read before the first one's commit changes nothing (51)."""
 
     @driver.task
-    def body() -> int:
-        return step.wait_for_event("pay", "paid", timeout="1h").data["n"]
+    def body() -> Any:
+        event = step.wait_for_event("pay", "paid", timeout="1h")
+        return event and event.data["n"]
 
     run_id = driver.call(body)
     driver.work()
@@ -360,6 +364,7 @@ def test_a_typed_event_has_its_model(driver):
     @driver.task
     def body() -> float:
         event = step.wait_for_event("buy", purchase, match={"user_id": "u"}, timeout="1h")
+        assert event is not None
         kinds.append(type(event.data))
         step.sleep("nap", "1h")
         return event.data.total
@@ -396,7 +401,7 @@ def test_of_several_names_the_first_that_comes_ends_the_wait(driver):
             step.wait_for_event("any", [purchase, "refund", "paid"], match={"user_id": "u"}, timeout="1h")
             for _ in range(2)
         ]
-        return [f"{event.name} {type(event.data).__name__}" for event in found]
+        return [f"{event.name} {type(event.data).__name__}" for event in found if event]
 
     run = sent_once(driver, body, Event("refund", {"user_id": "v"}), Event("refund", {"user_id": "u"}))
     assert run.state == "waiting"
@@ -477,8 +482,9 @@ def test_a_run_that_was_woken_by_nobody_we_know_waits_on_and_loses_no_event(driv
     """Code of before could wake it: an event that came while it ran is found when it waits again."""
 
     @driver.task
-    def body() -> int:
-        return step.wait_for_event("pay", "paid", timeout="1h").data["n"]
+    def body() -> Any:
+        event = step.wait_for_event("pay", "paid", timeout="1h")
+        return event and event.data["n"]
 
     run_id = driver.call(body)
     driver.work()
@@ -498,8 +504,9 @@ def test_a_death_after_the_answer_and_before_its_message_is_made_good(driver):
     """The wait is taken and recorded in one commit with the run's wake; the sweep publishes it (I5)."""
 
     @driver.task
-    def body() -> int:
-        return step.wait_for_event("pay", "paid", timeout="1h").data["n"]
+    def body() -> Any:
+        event = step.wait_for_event("pay", "paid", timeout="1h")
+        return event and event.data["n"]
 
     run_id = driver.call(body)
     driver.work()
@@ -514,9 +521,10 @@ def test_a_lost_answer_of_the_suspending_commit_leaves_one_wait(driver):
     """The second try finds its own rows, and the wait is armed all the same."""
 
     @driver.task
-    def body() -> int:
+    def body() -> Any:
         assert execution().fence.epoch < 3
-        return step.wait_for_event("pay", "paid", timeout="1h").data["n"]
+        event = step.wait_for_event("pay", "paid", timeout="1h")
+        return event and event.data["n"]
 
     driver.host.knowledge.learn(["paid"])
     run_id = driver.call(body)
@@ -533,4 +541,4 @@ def test_a_lost_answer_of_the_suspending_commit_leaves_one_wait(driver):
 def test_payload_errors_are_of_the_public_kind(driver):
     """A typed event can't be made with data that doesn't fit."""
     with pytest.raises(PayloadError, match="user_id"):
-        purchase({"total": 1})
+        purchase({"total": 1})  # type: ignore[arg-type]

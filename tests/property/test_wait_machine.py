@@ -100,7 +100,8 @@ class WaitMachine(RuleBasedStateMachine):
             self.state = "pending"
             self.status[row["id"]] = "timed_out" if event_key is None else "taken"
             self.answers[row["step_id"]] = result
-            self.taken |= {event_key} - {None}
+            if event_key is not None:
+                self.taken.add(event_key)
 
     @precondition(lambda self: self.read)
     @rule(pick=PICK, event_key=EVENTS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -51,7 +52,7 @@ def test_a_wait_is_added_once(store):
     assert rows(store, store.tables.events.event_wait) == before
     assert len(rows(store, store.tables.events.wait_key)) == 1
     for changes in ({"attempt": 1}, {"kind": "cancel"}, {"step_id": "W"}, {"step_id": "w "}, {"run_id": "R"}):
-        assert do(store, lambda c, changes=changes: store.awaits.add(c, wait_row(store, **changes), [KEY]))
+        assert do(store, partial(store.awaits.add, row=wait_row(store, **changes), keys=[KEY]))
     assert len(_open(store)) == 6
 
 
@@ -142,7 +143,7 @@ def test_of_two_ends_at_once_one_wins(store, first, second):
     deeds: dict[str, Callable[[Any], Any]] = {}
     for name, event in (("event", event_of(store)), ("timeout", None)):
         asked = ending(store, wait_id, event)
-        deeds[name] = lambda c, asked=asked: _claim(store, c, asked)
+        deeds[name] = partial(_claim, store, asked=asked)
     deeds["cancel"] = lambda c: _cancel(store, c)
     with ThreadPoolExecutor(1) as pool, store.transaction() as connection:
         assert deeds[first](connection)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -64,7 +65,7 @@ def test_work_is_done_once_after_the_commit(engine):
     with Session(engine) as session:
         _begin(session)
         for n in range(3):
-            after_commit(session, lambda n=n: done.append(n))
+            after_commit(session, partial(done.append, n))
         assert done == []
         session.commit()
         assert done == [0, 1, 2]

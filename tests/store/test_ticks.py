@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 
 from tests.services import waits
 from tests.store.rows import ago, do, rows, undo, wait_until
@@ -30,7 +31,7 @@ def test_a_tick_is_fired_once(store):
     _last(store, ["a", "b"], now)
     ticks = [now + timedelta(seconds=n) for n in range(3)]
     fired = [
-        do(store, lambda c, at=at: store.ticks.fire(c, "a", at)) for at in (ticks[0], ticks[2], ticks[2], ticks[1])
+        do(store, partial(store.ticks.fire, tick_id="a", at=at)) for at in (ticks[0], ticks[2], ticks[2], ticks[1])
     ]
     assert fired == [False, True, False, False]
     assert _last(store, ["a", "b"], now) == {"a": ticks[2], "b": now}

@@ -41,10 +41,10 @@ class Rows:
             connection: The open connection or transaction.
             rows: One or more, all with the same parameters.
         """
-        if len(rows) == 1:
-            return connection.execute(self._each, rows[0])
         if self._of_arrays is None:
-            return connection.execute(self._each, rows)
+            return connection.execute(self._each, rows if len(rows) > 1 else rows[0])
+        if len(rows) == 1 and None not in rows[0].values():  # an array has a type, a None alone may have none
+            return connection.execute(self._each, rows[0])
         names = tuple(rows[0])
         statement = self._of_arrays.get(names)
         if statement is None:

@@ -22,7 +22,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help venv test versions lowest docker demo bench check lint format format-check types mypy pyright imports coverage build clean
+.PHONY: help venv test soak versions lowest docker demo bench bench-events check lint format format-check types mypy pyright imports coverage build clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1:/p' Makefile | while IFS=: read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -60,6 +60,10 @@ test: $(STAMP) ## run the tests, measuring coverage (ARGS=... goes to pytest)
 	$(PY) -m coverage combine --quiet >/dev/null 2>&1; \
 	exit $$status
 
+# What is simulated follows from the seed, what the threads make of it doesn't.
+soak: $(STAMP) ## simulate events and waits under faults (SECONDS=120 SEED=1)
+	@SECONDS=$(or $(SECONDS),120) SEED=$(SEED) $(PY) -m tests.simulation
+
 versions: $(STAMP) ## try the supported versions of Python, Celery, SQLAlchemy (ARGS='-s lowest')
 	@$(VENV)/bin/nox $(ARGS)
 
@@ -75,6 +79,10 @@ demo: $(STAMP) ## show durable runs surviving crashes, in one terminal
 bench: $(STAMP) ## measure beside plain Celery, DBOS and the raw limit (needs PostgreSQL)
 	@$(PY) -m pip install -qq --disable-pip-version-check --editable '.[bench]'
 	@$(PY) -m benchmarks $(ARGS)
+
+bench-events: $(STAMP) ## measure events and waits, among 1,000 and 1,000,000 open ones (needs PostgreSQL)
+	@$(PY) -m pip install -qq --disable-pip-version-check --editable '.[bench]'
+	@$(PY) -m benchmarks.events $(ARGS)
 
 check: lint format-check types imports ## everything but the tests
 

@@ -83,6 +83,11 @@ def plain_late(wanted: float) -> float:
 
 
 @durable.task
+def nap(until: float) -> None:
+    step.sleep_until("nap", datetime.fromtimestamp(until, UTC))
+
+
+@durable.task
 def waiter(key: int, timeout: float) -> tuple[float, bool]:
     """When the line after a wait came, and whether an event brought it."""
     event = step.wait_for_event("wait", AWAITED, match={"key": key}, timeout=timeout)

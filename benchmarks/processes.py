@@ -11,11 +11,15 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 from sqlalchemy import create_engine, inspect
 
 from celery_defer.testing import EmbeddedServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).parent.parent
 POSTGRES = os.environ.get("BENCH_POSTGRES_URL", "postgresql://root@127.0.0.1:5432/test")
@@ -23,7 +27,7 @@ POSTGRES = os.environ.get("BENCH_POSTGRES_URL", "postgresql://root@127.0.0.1:543
 
 @dataclass
 class Worker:
-    """A Celery worker with two prefork children on a database of one kind."""
+    """A Celery worker with prefork children on a database of one kind; on a queue of its own, it is a second one."""
 
     server: EmbeddedServer
     database: str
@@ -31,6 +35,7 @@ class Worker:
     backend: str | None = None
     app: str = "benchmarks.app"
     namespace: str = field(default_factory=lambda: f"bench{secrets.token_hex(4)}")
+    queue: str = ""
 
     def __enter__(self):
         self.environment = {
@@ -38,12 +43,12 @@ class Worker:
             "BENCH_BACKEND": self.backend or self.server.url(1),
             "BENCH_DATABASE": self.database,
             "BENCH_NAMESPACE": self.namespace,
-            "BENCH_QUEUE": self.namespace,
+            "BENCH_QUEUE": self.queue or self.namespace,
             "BENCH_REDIS": self.server.url(0),
         }
         command = ["-m", "celery", "-A", self.app, "worker", "-c", str(self.children), "-l", "error"]
         self.process = subprocess.Popen(
-            [sys.executable, *command, "-n", f"{self.namespace}@bench"],
+            [sys.executable, *command, "-n", f"{self.namespace}{self.queue}@bench"],
             cwd=ROOT,
             env={**os.environ, **self.environment},
             stdout=subprocess.DEVNULL,
@@ -53,7 +58,8 @@ class Worker:
 
     def __exit__(self, *_error):
         self.stop()
-        self._drop_tables()
+        if not self.queue:  # else another worker of the namespace is there
+            self._drop_tables()
 
     def stop(self) -> None:
         """End its processes; what they left in the database stays until the end."""
@@ -137,3 +143,12 @@ def seconds(work) -> float:
     begun = time.perf_counter()
     work()
     return time.perf_counter() - begun
+
+
+def until(condition: Callable[[], object], within: float = 60.0) -> None:
+    """Wait for something."""
+    deadline = time.monotonic() + within
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SystemExit("what was waited for didn't come")
+        time.sleep(0.005)

@@ -17,12 +17,6 @@ BATCH = 1000
 _number = itertools.count()
 
 
-def ways(fields: list[tuple[Waits, Any, Any]]) -> dict[str, tuple[Waits, Any]]:
-    """Return the contenders: where is looked, and among how many waits."""
-    found = {f"Redis, {waits.count:,} waits": (waits, redis) for waits, redis, _ in fields}
-    return found | {f"SQL, {waits.count:,} waits": (waits, sql) for waits, _, sql in fields}
-
-
 def routing(contenders: dict[str, tuple[Waits, Any]]) -> list[Workload]:
     """Make the rows."""
     rows: list[tuple[str, str, Callable[[Waits, Any], list[float]]]] = [
@@ -69,6 +63,6 @@ def _rate(app: Any, calls: int, size: int, events: list[dict[str, Any]]) -> floa
     def work() -> None:
         for place in range(0, calls * size, size):
             host.router.route(events[place : place + size])
-        host.heartbeat._flush()
+        host.heartbeat._flush()  # noqa: SLF001 - what it does a little later is a part of the work
 
     return calls * size / seconds(work)

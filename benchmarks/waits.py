@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import random
-import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import create_engine, text
 
-from celery_defer.correlation import Registry
+from benchmarks.processes import until
 from celery_defer.correlation.address import Address
 from celery_defer.words.correlation import Shape, digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from benchmarks.processes import Worker
 
 # Ids of copied waits begin here; the id less this is the value that the wait is for.
 _FIRST = 1_000_000
-_PORTION = 50_000
+_PORTION = 10_000
 _FILE = """
 for name, id in string.gmatch(ARGV[1], '(%S+) (%S+)\\n') do
     redis.call('ZADD', name, ARGV[2], id)
@@ -42,7 +41,7 @@ class Waits:
         self.count, self.module = count, worker.module()
         self._durable, self._namespace = self.module.durable, worker.namespace
         self.engine = create_engine(worker.database.replace("postgresql://", "postgresql+psycopg://"))
-        self._redis = Address.of(self._durable.settings.redis_url).connection()
+        self._redis = Address.of(f"{self._durable.settings.redis_url}&socket_timeout=60").connection()
         self._durable.prepare()
         first = self.module.waiter.delay(0, 86400.0)
         until(lambda: self._one("SELECT count(*) FROM {}_event_wait WHERE armed_at IS NOT NULL"))
@@ -131,20 +130,10 @@ class Waits:
 
     def check(self) -> None:
         """Be sure that the copies are what the product would have made: it finds the last one."""
-        registry: Registry = self._durable.host.registry
         key = (self._shape, digest([self.count], self._secret))
-        if registry.find([key]) != {key: [_FIRST + self.count]}:
+        if self._durable.host.registry.find([key]) != {key: [_FIRST + self.count]}:
             raise SystemExit("the registry doesn't find what was filed")
 
 
-def until(condition: Callable[[], Any], within: float = 30.0) -> None:
-    """Wait for something."""
-    deadline = time.monotonic() + within
-    while not condition():
-        if time.monotonic() > deadline:
-            raise SystemExit("what was waited for didn't come")
-        time.sleep(0.01)
-
-
 def _run_id(value: int) -> str:
-    return str(uuid.UUID(hashlib.md5(str(value).encode()).hexdigest()))
+    return str(uuid.UUID(hashlib.md5(str(value).encode(), usedforsecurity=False).hexdigest()))

@@ -85,7 +85,7 @@ def wait_for_event(  # noqa: PLR0913 - the public call's
         but=_started_by(execution),
     )
     awaited = Awaited([*types], terms, _since(execution, lookback))
-    strange = execution.host.knowledge.learn((), awaited.shapes).strange
+    strange = execution.persist(lambda: execution.host.knowledge.learn((), awaited.shapes)).strange
     if strange and awaited.since is not None and execution.host.settings.event_log == "used":
         where = {"run_id": execution.fence.run_id, "task": execution.row["task"], "step": key}
         logger.warning(_UNDECLARED, ", ".join(sorted(strange)), extra=where)

@@ -50,12 +50,14 @@ class Birth:
         once: The key of which there is to be one run in 24 hours, or None.
         cancel_on: What cancels it.
         at_once: Whether it is due now.
+        since: From when on events count that cancel it; None for those from now on.
     """
 
     row: dict[str, Any]
     once: str | None
     cancel_on: Sequence[Awaited]
     at_once: bool = True
+    since: datetime | None = None
 
 
 class Router:
@@ -241,9 +243,10 @@ def start(host: Host, births: Sequence[Birth]) -> None:
         births: The runs.
     """
     store = host.store
-    known = host.knowledge.learn((), [shape for birth in births for each in birth.cancel_on for shape in each.shapes])
+    host.knowledge.learn((), [shape for birth in births for each in birth.cancel_on for shape in each.shapes])
 
     def write(connection: Connection) -> tuple[list[Birth], list[Open]]:
+        known = host.knowledge.current(connection)
         wanted_ = {birth.once: birth.row["id"] for birth in reversed(births) if birth.once is not None}
         holders = {**wanted_, **store.once.claim(connection, wanted_, REMEMBERED)}
         mine = [birth for birth in births if birth.once is None or holders[birth.once] == birth.row["id"]]
@@ -252,7 +255,9 @@ def start(host: Host, births: Sequence[Birth]) -> None:
         waits = [
             wait
             for birth in fresh
-            for wait in await_cancels(connection, store, birth.row["id"], birth.cancel_on, known, known.now)
+            for wait in await_cancels(
+                connection, store, birth.row["id"], birth.cancel_on, known, birth.since or known.now
+            )
         ]
         return fresh, waits
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import and_, bindparam, delete, insert, null, select, tuple_, update
+from sqlalchemy import and_, bindparam, delete, insert, null, or_, select, tuple_, update
 
 from celery_defer.store.change import Change, Insertion, whole
 from celery_defer.store.sql import after, now
@@ -66,9 +66,8 @@ class Awaits:
         of_run = and_(wait.c.run_id == bindparam("of_run"), self._open)
         same = and_(of_run, wait.c.step_id == bindparam("of_step"), wait.c.attempt == bindparam("of_attempt"))
         self._again = Change(dialect, wait, same, {"epoch": bindparam("new_epoch"), "armed_at": null()})
-        self._candidates = (
+        self._under_keys = (
             select(wait, filed.c.shape, filed.c.digest)
-            .where(tuple_(filed.c.shape, filed.c.digest).in_(bindparam("keys", expanding=True)))
             .where(wait.c.id == filed.c.wait_id, wait.c.id > bindparam("above"), self._open)
             .order_by(wait.c.id)
             .limit(bindparam("most"))
@@ -148,8 +147,13 @@ class Awaits:
             above: Only ids above this one.
             most: How many at most.
         """
-        values = {"keys": [tuple(key) for key in keys], "above": above, "most": most}
-        return connection.execute(self._candidates, values).mappings().all()
+        digests: dict[str, list[str]] = {}
+        for shape, digest in keys:
+            digests.setdefault(shape, []).append(digest)
+        # an OR of thousands of pairs would take the planner longer than all the rest; shapes are few
+        filed = or_(*(and_(self._filed.c.shape == each, self._filed.c.digest.in_(digests[each])) for each in digests))
+        found = connection.execute(self._under_keys.where(filed), {"above": above, "most": most})
+        return found.mappings().all()
 
     def listed(self, connection: Connection, ids: Sequence[int]) -> Sequence[RowMapping]:
         """Return those of some waits that are open."""
@@ -212,7 +216,10 @@ class Awaits:
     def end_cancel(self, connection: Connection, wait_id: int, event_key: str) -> bool:
         """Let an event take the wait of a run that it cancels; False if somebody else has."""
         values = {"of": wait_id, "by": event_key, "new_status": target(WAIT, "take")}
-        return self._end_cancel.first(connection, values) is not None
+        if self._end_cancel.first(connection, values) is None:
+            return False
+        self.unfile(connection, [wait_id])
+        return True
 
     def unfile(self, connection: Connection, ids: Sequence[int]) -> None:
         """Take waits out of the index."""

@@ -113,6 +113,8 @@ def migrate(store: Store) -> bool:
         if before >= REVISION:
             return False
         _upgrade(store, connection)
+        # here, as a router that made it in a transaction that fails would go on with what nobody else has
+        store.known.secret(connection)
     # a death before the commit leaves the version as it was
     logger.info(
         "the tables of celery_defer were brought up to date",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.time import maybe_iso8601, maybe_make_aware
@@ -81,16 +82,13 @@ def begin(task: Any, execution: Execution) -> None:
         Cancelled: It is too late, another run has its key, or an event has cancelled it.
     """
     starts = task.starts
-    execution.cancellable = bool(starts.cancel_on)
     if execution.records or execution.waits:
         return
     if starts.start_timeout is not None and _waited(task, execution) > starts.start_timeout:
         raise Cancelled("cancelled: its start_timeout was over")
     _claim_key(task, execution)
-    store = execution.host.store
     if starts.finish_timeout is not None:
-        with store.autocommit() as connection:
-            store.runs.finish_within(connection, execution.fence, starts.finish_timeout)
+        execution.persist(lambda: _finish_within(execution, starts.finish_timeout))
     if starts.cancel_on:
         _await_cancels(task, execution)
 
@@ -108,11 +106,18 @@ def _waited(task: Any, execution: Execution) -> float:
     return float((started - due).total_seconds())
 
 
+def _finish_within(execution: Execution, within: float) -> None:
+    store = execution.host.store
+    with store.autocommit() as connection:
+        store.runs.finish_within(connection, execution.fence, within)
+
+
 def _claim_key(task: Any, execution: Execution) -> None:
     key = idempotency_key(task, execution.event()) if execution.row["trigger"] != Trigger.EVENT else None
     if key is not None:
         store, run_id = execution.host.store, execution.fence.run_id
-        others = store.transact(lambda connection: store.once.claim(connection, {key: run_id}, REMEMBERED))
+        claim = partial(store.once.claim, wanted={key: run_id}, term=REMEMBERED)
+        others = execution.persist(lambda: store.transact(claim))
         if others:
             raise Cancelled(f"cancelled: run {others[key]} has its idempotency key")
 
@@ -120,14 +125,14 @@ def _claim_key(task: Any, execution: Execution) -> None:
 def _await_cancels(task: Any, execution: Execution) -> None:
     host, run_id = execution.host, execution.fence.run_id
     awaited = cancels(task, execution.event(), own_event(execution))
-    host.knowledge.learn((), [shape for each in awaited for shape in each.shapes])
+    execution.persist(lambda: host.knowledge.learn((), [shape for each in awaited for shape in each.shapes]))
     since = execution.asked_at()
 
     def write(connection: Any) -> list[Any]:
         known = host.knowledge.current(connection)
         return await_cancels(connection, host.store, run_id, awaited, known, since)
 
-    waits = host.store.transact(write)
+    waits = execution.persist(lambda: host.store.transact(write))
     if waits:
-        arm(host, waits)
+        execution.persist(lambda: arm(host, waits))
         execution.confirm()

@@ -173,6 +173,7 @@ class DurableMixin(BodyMixin):
     def _execute(self, request: Any, execution: Execution) -> Any:
         host = self.host
         execution.handle = (self, request)
+        execution.cancellable = bool(self.starts.cancel_on)  # also if its body is not entered
         try:
             with host.heartbeat.covers(execution):
                 host.begun(execution)
@@ -202,6 +203,7 @@ class DurableMixin(BodyMixin):
             retries = json.loads(row["message"]).get("retries", 0)
             request.update(plain, retries=retries, defer_again=None, defer_ignored=False)
             execution.handle = (self, request)
+            execution.cancellable = bool(self.starts.cancel_on)  # also if its body is not entered
             left = execute(execution, lambda: self._body(request, execution), self.contract.result)
             if isinstance(left, Left):
                 tell_retry(self, request, left.suspension)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,8 @@ class Triggers:
             if task.name not in started and on.starts(written, built):
                 started[task.name] = task
         delay = max(0.0, (event.ts - event.received_at).total_seconds())
-        return [self._birth(task, event.key, written, Trigger.EVENT, delay) for task in started.values()]
+        births = [self._birth(task, event.key, written, Trigger.EVENT, delay) for task in started.values()]
+        return [_asked_at(birth, event.received_at) for birth in births]
 
     def tick(self, task: Any, cron_id: str, cron: Cron, at: datetime) -> Birth:
         """Return the run that a tick of the clock starts.
@@ -122,3 +124,9 @@ class Triggers:
             "start_within": None if within is None else delay + within,
         }
         return Birth(row, idempotency_key(task, event["data"]), cancels(task, event["data"], event), at_once=not delay)
+
+
+def _asked_at(birth: Birth, received_at: datetime) -> Birth:
+    """Return a birth whose run counts events from its own event on: others of the same message were not too early."""
+    message = json.loads(birth.row["message"]) | {"called_at": received_at.isoformat()}
+    return replace(birth, row=birth.row | {"message": json.dumps(message)}, since=received_at)

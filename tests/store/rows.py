@@ -171,6 +171,14 @@ def do(store: Store, deed: Callable[[Connection], Any]) -> Any:
         return deed(connection)
 
 
+def undo(store: Store, deed: Callable[[Connection], Any]) -> Any:
+    """Do something in a transaction that is rolled back."""
+    with store.transaction() as connection:
+        found = deed(connection)
+        connection.rollback()
+    return found
+
+
 def wait_until(condition: Callable[[], Any], what: str) -> Any:
     """Wait for a condition, with a deadline."""
     deadline = clock.monotonic() + PATIENCE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,11 +12,15 @@ from sqlalchemy import text
 from celery_defer.errors import ConfigError, PayloadError
 from celery_defer.store import Store
 from celery_defer.store.cipher import Cipher, opened
+from celery_defer.words.correlation import digest
 from celery_defer.words.records import Fence
+from tests.store.events import event_of, wait_row
 from tests.store.rows import GRACE, LEASE, deferral_values, record_values, run_values, wait_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Connection
 
 SECRET = "4111 1111 1111 1111"  # noqa: S105 - what must not be found in the database
 OLD, NEW = Fernet.generate_key().decode(), Fernet.generate_key().decode()
@@ -25,6 +30,8 @@ OLD, NEW = Fernet.generate_key().decode(), Fernet.generate_key().decode()
 def keyed(store: Store) -> Iterator[Callable[..., Store]]:
     """Opens the store's tables with keys."""
     opened = []
+    with store.autocommit() as connection:
+        connection.execute(store.tables.events.registry.update().values(secret=None))
 
     def open_(*keys: str) -> Store:
         url = store.url.render_as_string(hide_password=False)
@@ -58,6 +65,17 @@ def _fill(store: Store, run_id: str = "r") -> None:
         born = run_values(f"{run_id} child", args=payload, kwargs=payload, message=payload, event=payload, delay=0.0)
         store.runs.add(connection, [born])
         store.runs.cancel_unowned(connection, f"{run_id} child", payload, GRACE)
+        _fill_events(store, connection, run_id)
+
+
+def _fill_events(store: Store, connection: Connection, run_id: str) -> None:
+    """Write it as an event's data, as what a wait is for, and into the outbox; make the secret of the digests."""
+    data = {"card": SECRET}
+    keys = [("shape", digest([SECRET], store.known.secret(connection)))]
+    event = event_of(store, run_id, data=data, key=f"event of {run_id}")
+    store.events.record(connection, [event], [(*each, event.key) for each in keys], 60.0)
+    store.awaits.add(connection, wait_row(store, run_id, terms=json.dumps({"match": data})), keys)
+    store.events.put(connection, {run_id: event.written()}, 60.0)
 
 
 def _raw(store: Store) -> list[tuple[str, str, Any]]:
@@ -89,6 +107,15 @@ def _secrets(store: Store, run_id: str = "r") -> list[Any]:
     ]
 
 
+def _cards(store: Store, run_id: str = "r") -> list[Any]:
+    """The same of events and waits."""
+    with store.transaction() as connection:
+        (event,) = store.events.read(connection, [f"event of {run_id}"])
+        (wait,) = store.awaits.of_run(connection, run_id)
+        (left,) = store.events.take(connection, [run_id])
+    return [event.data["card"], json.loads(wait["terms"])["match"]["card"], left["data"]["card"]]
+
+
 def test_no_payload_column_holds_plain_text(keyed):
     """The secret went through every statement that writes a payload, and no cell of any table shows it."""
     store = keyed(NEW)
@@ -104,6 +131,7 @@ def test_no_payload_column_holds_plain_text(keyed):
     filled = {(table, column) for table, column, value in raw if str(value).startswith("fernet:")}
     assert filled == encrypted, "a payload column that no statement above has filled"
     assert set(_secrets(store)) == {f'["{SECRET}"]'}
+    assert set(_cards(store)) == {SECRET}
 
 
 def test_without_keys_payloads_are_plain(keyed):
@@ -118,6 +146,7 @@ def test_an_old_key_still_reads(keyed):
     _fill(keyed(OLD))
     rotated = keyed(NEW, OLD)
     assert set(_secrets(rotated)) == {f'["{SECRET}"]'}
+    assert set(_cards(rotated)) == {SECRET}
     _fill(rotated, "later")
     assert set(_secrets(keyed(NEW), "later")) == {f'["{SECRET}"]'}
 
@@ -126,17 +155,39 @@ def test_rows_from_before_the_first_key_are_still_read(keyed):
     """Switching encryption on leaves the runs under way readable."""
     _fill(keyed())
     assert set(_secrets(keyed(NEW))) == {f'["{SECRET}"]'}
+    assert set(_cards(keyed(NEW))) == {SECRET}
 
 
 def test_an_unknown_key_is_a_clear_error(keyed):
     """The rows are still read; whoever opens one is told what is missing, and sees neither key nor payload."""
     _fill(keyed(OLD))
+    other = keyed(NEW)
+    with other.autocommit() as connection:
+        deeds = (
+            lambda: other.known.secret(connection),
+            lambda: other.events.read(connection, ["event of r"]),
+            lambda: other.events.take(connection, ["r"]),
+        )
+        for deed in deeds:
+            with pytest.raises(PayloadError, match="none of the keys in defer_encryption_keys opens it"):
+                deed()
     sealed = set(_secrets(keyed(NEW)))
     assert all(text.startswith("fernet:") for text in sealed)
     with pytest.raises(PayloadError, match="none of the keys in defer_encryption_keys opens it") as caught:
         opened(sealed.pop())
     assert SECRET not in str(caught.value)
     assert NEW not in str(caught.value)
+
+
+def test_the_secret_of_the_digests_outlives_the_keys(keyed):
+    """It is encrypted itself, and isn't rotated with them: what was filed is found under the new key."""
+    secrets = []
+    for keys in ((OLD,), (NEW, OLD), (OLD, NEW)):
+        store = keyed(*keys)
+        with store.transaction() as connection:
+            secrets.append(store.known.secret(connection))
+    assert len(set(secrets)) == 1
+    assert not [table for table, _, value in _raw(keyed(OLD)) if secrets[0].hex() in str(value)]
 
 
 @pytest.mark.parametrize("key", ["", "short", "x" * 44, 7])

@@ -10,7 +10,7 @@ import pytest
 from celery_defer.store.once import key_of
 from celery_defer.store.sql import after
 from tests.services import waits
-from tests.store.rows import MANY, do, rows, wait_until
+from tests.store.rows import MANY, do, rows, undo, wait_until
 
 
 def _claim(store, wanted, term=60.0):
@@ -39,9 +39,7 @@ def test_a_key_whose_time_is_over_is_free(store):
 
 def test_a_rolled_back_claim_is_none(store):
     """The key is free again."""
-    with pytest.raises(InterruptedError), store.transaction() as connection:
-        store.once.claim(connection, {"a": "one"}, 60.0)
-        raise InterruptedError
+    assert undo(store, lambda c: store.once.claim(c, {"a": "one"}, 60.0)) == {}
     assert _claim(store, {"a": "two"}) == {}
 
 
@@ -51,26 +49,22 @@ def test_of_two_at_once_one_holds_it(store, late, commits):
     """The second waits for the first one's end: told whose it is after a commit, holder after a rollback."""
     if late:
         _claim(store, {"a": "nobody"}, -1.0)
-    with ThreadPoolExecutor(1) as pool:
-        try:
-            with store.transaction() as first:
-                assert store.once.claim(first, {"a": "one"}, 60.0) == {}
-                begun = threading.Event()
+    with ThreadPoolExecutor(1) as pool, store.transaction() as first:
+        assert store.once.claim(first, {"a": "one"}, 60.0) == {}
+        begun = threading.Event()
 
-                def claim():
-                    begun.set()
-                    return _claim(store, {"a": "two"})
+        def claim():
+            begun.set()
+            return _claim(store, {"a": "two"})
 
-                answer = pool.submit(claim)
-                wait_until(begun.is_set, "the other thread")
-                if store.dialect != "sqlite":
-                    wait_until(lambda: waits(store, store.tables.events.once.name) or answer.done(), "the wait")
-                assert not answer.done()
-                if not commits:
-                    raise InterruptedError
-        except InterruptedError:
-            pass
-        assert answer.result() == ({"a": "one"} if commits else {})
+        answer = pool.submit(claim)
+        wait_until(begun.is_set, "the other thread")
+        if store.dialect != "sqlite":
+            wait_until(lambda: waits(store, store.tables.events.once.name) or answer.done(), "the wait")
+        assert not answer.done()
+        if not commits:
+            first.rollback()
+    assert answer.result() == ({"a": "one"} if commits else {})
     assert _holders(store) == {"a": "one" if commits else "two"}
 
 
@@ -84,7 +78,7 @@ def test_many_keys_of_which_some_are_held(store):
 
 def test_keys_whose_time_is_over_are_pruned(store):
     """Some at a time; those that are held stay."""
-    _claim(store, {each: "one" for each in "abc"}, -1.0)
+    _claim(store, dict.fromkeys("abc", "one"), -1.0)
     _claim(store, {"d": "one"})
     assert [do(store, lambda c: store.once.prune(c, 2)) for _ in range(3)] == [2, 1, 0]
     assert set(_holders(store)) == {"d"}

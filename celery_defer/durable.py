@@ -13,9 +13,8 @@ from celery_defer.engine.cancelling import cancel
 from celery_defer.errors import ConfigError, UnknownRunError
 from celery_defer.store import schema
 from celery_defer.words.durations import moment
-from celery_defer.worker import processes
+from celery_defer.worker import eager, processes
 from celery_defer.worker.config import Config
-from celery_defer.worker.eager import host_of
 from celery_defer.worker.host import Host
 from celery_defer.worker.reading import RunPage, page_of, run_of
 from celery_defer.worker.registration import adopt, composed, register, shared
@@ -272,7 +271,8 @@ class Durable:
     def send_event(self, event: Event[Any], session: Any = None) -> str:
         """Send an event: it starts, wakes and cancels the runs that it concerns.
 
-        Without a session it is as durable as the broker until a router has recorded it.
+        Without a session it is as durable as the broker until a router has recorded it, and ``task_always_eager`` has
+        what it starts executed at once.
 
         Args:
             event: The event.
@@ -309,7 +309,9 @@ class Durable:
             PayloadError: One of them can't be sent; none was.
             kombu.exceptions.OperationalError: The broker can't be reached; the batches before have been sent.
         """
-        return send(self.app, [written(event, self.settings.event_bytes) for event in events], self.settings.queue)
+        checked = [written(event, self.settings.event_bytes) for event in events]
+        is_eager = self.app.conf.task_always_eager
+        return eager.send(self, checked) if is_eager else send(self.app, checked, self.settings.queue)
 
     def abort(self, run_id: str, deferral_id: str) -> None:
         """Take a deferral back from outside of its run.
@@ -335,7 +337,7 @@ class Durable:
 
     def _home(self, run_id: str) -> tuple[Any, Store]:
         """Return where a run is kept: only an eager run itself sees its own records."""
-        return host_of(run_id) or (self.host, self.store)
+        return eager.host_of(run_id) or (self.host, self.store)
 
 
 def _closed(row: Any) -> str:

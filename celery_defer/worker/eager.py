@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+from collections import deque
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from celery._state import _task_stack
 from celery.app.task import Context
 from celery.exceptions import Ignore, TaskRevokedError
 from celery.result import EagerResult, allow_join_result
+from celery.utils import uuid
 from kombu.utils import json
 
 from celery_defer.engine.current import executing, outside
@@ -28,7 +30,9 @@ from celery_defer.engine.knowledge import Knowledge
 from celery_defer.engine.routing import Router
 from celery_defer.errors import DurableError
 from celery_defer.store.memory import MemoryStore
+from celery_defer.words.states import Trigger
 from celery_defer.worker.frozen import DEFERRAL, PARENT, thaw_signature
+from celery_defer.worker.triggering import Triggers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,6 +51,8 @@ logger = logging.getLogger("celery_defer.eager")
 _DEEPEST = 100
 _TOO_DEEP = "what run %s defers isn't started: it is executed eagerly, and there are %s generations before it"
 _FAILED = "a deferred run of run %s, executed eagerly, could not be started"
+_NOT_STARTED = "run %s of %s, which an event starts, can't be executed eagerly"
+_TOO_LONG = "run %s of %s isn't executed: there are %s generations of events that start runs that send events before it"
 
 # Stores that no run uses now; to make one takes much longer than to clear one.
 _spare: list[MemoryStore] = []
@@ -75,11 +81,15 @@ _serving: ContextVar[Serving | None] = ContextVar("celery_defer_serving", defaul
 
 
 class EagerHost:
-    """Celery's side of one eager run and of the runs that it defers."""
+    """Celery's side of one eager run, and of the runs that it defers and that its events start."""
 
     def __init__(self, durable: Any) -> None:
-        # nobody has declared a name in these records, and they are dropped soon
+        # no worker has made the names known that the code uses
         self.app, self.settings = durable.app, replace(durable.settings, event_log="all")
+        self._triggers = Triggers(durable.app)
+        # Runs that events start, each with its generation: the events of the runs before it.
+        self._born: deque[tuple[int, Mapping[Any, Any]]] = deque()
+        self._generation = 0
         try:
             self.store = _spare.pop()
         except IndexError:
@@ -107,13 +117,14 @@ class EagerHost:
         """Route what a run sends and execute what it defers with ``on="now"``, before it goes on itself."""
         if outgoing.sent:
             self.router.route((), outgoing.sent)
+        born = (row for row in outgoing.runs if row["trigger"] == Trigger.EVENT and not row["epoch"])
+        self._born.extend((self._generation + 1, row) for row in born)
         if outgoing:
             self.start_deferred(delayed=False)
 
     def births(self, event: RecordedEvent) -> Sequence[Birth]:
-        """Start nothing: an event that an eager run sends reaches the runs of this call alone."""
-        del event
-        return ()
+        """Return the runs that an event starts; those that it delays too: only time is skipped."""
+        return [replace(birth, at_once=True) for birth in self._triggers.births(event)]
 
     def routed(self, keys: Sequence[str]) -> None:
         """Note nothing: nobody would route them again."""
@@ -154,6 +165,24 @@ class EagerHost:
                 self._reached = max(self._reached, row["wake_at"])
             with self.store.autocommit() as connection:  # an event may have been there already
                 epoch = self.store.runs.look(connection, serving.run_id)["epoch"]  # type: ignore[index]
+
+    def finish(self) -> None:
+        """Execute what is left: deferred runs with a countdown or an eta, and the runs that events start."""
+        self.start_deferred(delayed=True)
+        while self._born:
+            self._generation, row = self._born.popleft()
+            if self._generation > _DEEPEST:
+                logger.error(_TOO_LONG, row["id"], row["task"], _DEEPEST, extra={"run_id": row["id"]})
+                continue
+            try:
+                self._start_born(row)
+            except Exception:
+                logger.exception(_NOT_STARTED, row["id"], row["task"], extra={"run_id": row["id"]})
+            self.start_deferred(delayed=True)
+
+    def _start_born(self, row: Mapping[Any, Any]) -> None:
+        task, args, kwargs = self.app.tasks[row["task"]], json.loads(row["args"]), json.loads(row["kwargs"])
+        _serve(Serving(self, row["id"], 0), lambda: task.apply(args, kwargs, task_id=row["id"], throw=False))
 
     def start_deferred(self, *, delayed: bool) -> None:
         """Execute deferred runs, and what these defer; none of them raises.
@@ -217,7 +246,7 @@ def apply(task: Any, run_id: str, trace: Callable[[], Any]) -> Any:
             result = _serve(Serving(host, run_id, None), trace)
         except Exception as raised:  # noqa: BLE001 - raised again, when deferred runs can't see it any more
             error = raised
-        host.start_deferred(delayed=True)
+        host.finish()
     finally:
         host.close()
     if error is not None:
@@ -225,6 +254,28 @@ def apply(task: Any, run_id: str, trace: Callable[[], Any]) -> Any:
     if isinstance(result.result, Revoked):
         return EagerResult(run_id, TaskRevokedError(str(result.result)), states.REVOKED, name=task.name)
     return result
+
+
+def send(durable: Any, events: Sequence[dict[str, Any]]) -> list[str]:
+    """Route events at once: the runs that they start are executed before this returns.
+
+    Args:
+        durable: The application's ``Durable``.
+        events: As plain data; those without an id get one.
+
+    Returns:
+        Their ids.
+    """
+    for event in events:
+        event["id"] = event["id"] or uuid()
+    host = EagerHost(durable)
+    try:
+        with outside():
+            host.router.route(events)
+            host.finish()
+    finally:
+        host.close()
+    return [event["id"] for event in events]
 
 
 def _serve(serving: Serving, trace: Callable[[], Any]) -> Any:

@@ -62,7 +62,8 @@ class EventSite(Site):
         """Return the rows of a run's waits for events."""
         table = self.durable.store.tables.events.event_wait
         with self.durable.store.autocommit() as connection:
-            return connection.execute(select(table).where(table.c.run_id == run_id)).mappings().all()
+            found: Sequence[Any] = connection.execute(select(table).where(table.c.run_id == run_id)).mappings().all()
+            return found
 
     def count(self, table: Any) -> int:
         """Return how many rows a table has."""

@@ -37,6 +37,8 @@ from celery_defer.worker.publisher import Publisher
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    Effect = Callable[..., str]
+
 _PATIENCE = 60.0
 # How far a machine's clock can be ahead of the database's, in seconds.
 AHEAD = 0.3
@@ -58,9 +60,7 @@ purchase = EventType("purchase/completed", Purchase)
 signals_ = [EventType(name, dict[str, Any]) for name in ("signal", "other", "never")]
 
 
-def events(
-    durable: Any, effect: Callable[..., Any], hold: Callable[[str], int], extra: dict[str, Any]
-) -> SimpleNamespace:
+def events(durable: Any, effect: Effect, hold: Callable[[str], int], extra: dict[str, Any]) -> SimpleNamespace:
     """Register the tasks.
 
     Args:
@@ -84,7 +84,7 @@ def _told(event: Event[Any] | None) -> Any:
     return event and {"name": event.name, "data": event.data, "id": event.id}
 
 
-def _waits(task: Any, effect: Any, hold: Any) -> dict[str, Any]:
+def _waits(task: Any, effect: Effect, hold: Any) -> dict[str, Any]:  # noqa: C901 - many small tasks
     @task(name="awaits")
     def awaits(
         names: Any, timeout: float, how: dict[str, Any] | None = None, *, count: int = 1, held: bool = False
@@ -153,7 +153,7 @@ def _waits(task: Any, effect: Any, hold: Any) -> dict[str, Any]:
     return {each.name: each for each in made}
 
 
-def _started(task: Any, effect: Any) -> dict[str, Any]:
+def _started(task: Any, effect: Effect) -> dict[str, Any]:
     @task(
         name="starts",
         triggers=[
@@ -188,7 +188,7 @@ def _started(task: Any, effect: Any) -> dict[str, Any]:
     return {each.name: each for each in (starts, typed, keyed, keyed_by)}
 
 
-def _cancelled(task: Any, effect: Any, hold: Any) -> dict[str, Any]:
+def _cancelled(task: Any, effect: Effect, hold: Any) -> dict[str, Any]:
     def lives(how: str) -> str:
         step.run("first", effect, "first")
         if how == "waiting":
@@ -224,7 +224,7 @@ def _cancelled(task: Any, effect: Any, hold: Any) -> dict[str, Any]:
     return {"cancellable": cancellable, "in_time": in_time, "started_in_time": started_in_time}
 
 
-def _ends(task: Any, effect: Any) -> dict[str, Any]:
+def _ends(task: Any, effect: Effect) -> dict[str, Any]:
     @task(name="on_cancel", triggers=[On(run_cancelled, task="cancellable")])
     def on_cancel(event: Event[RunEnded]) -> None:
         """React to a cancelled run."""
@@ -239,7 +239,7 @@ def _ends(task: Any, effect: Any) -> dict[str, Any]:
     return {"on_cancel": on_cancel, "on_end": on_end}
 
 
-def _ticks(task: Any, effect: Any) -> dict[str, Any]:
+def _ticks(task: Any, effect: Effect) -> dict[str, Any]:
     def ticked(event: Event[Any]) -> None:
         step.run("tick", effect, "tick", task=current_run.task, ts=str(event.ts), trigger=current_run.trigger)
 
@@ -257,7 +257,7 @@ def _ticks(task: Any, effect: Any) -> dict[str, Any]:
     return {"ticks": ticks, "scheduled": scheduled}
 
 
-def _daily(task: Any, effect: Any, text: str, zone: str, elsewhere: str) -> dict[str, Any]:
+def _daily(task: Any, effect: Effect, text: str, zone: str, elsewhere: str) -> dict[str, Any]:
     """Register tasks that run at one time of day, in two time zones."""
 
     @task(name="daily", triggers=[Cron(text, tz=zone)])
@@ -274,7 +274,7 @@ def _daily(task: Any, effect: Any, text: str, zone: str, elsewhere: str) -> dict
 # --- faults
 
 
-def faults(die: Callable[[str], None], folder: Path) -> dict[str, Callable[[], None]]:
+def faults(die: Callable[[str], None], folder: Path) -> dict[str, Callable[[], None]]:  # noqa: C901 - many small ones
     """Return what can be made to go wrong.
 
     Args:
@@ -311,10 +311,10 @@ def faults(die: Callable[[str], None], folder: Path) -> dict[str, Callable[[], N
 
     def clock_ahead() -> None:
         utcnow = clock.utcnow
-        clock.utcnow = lambda: utcnow() + timedelta(seconds=AHEAD)  # type: ignore[assignment]
+        clock.utcnow = lambda: utcnow() + timedelta(seconds=AHEAD)
 
     def no_look_back() -> None:
-        arming.look_back = lambda *args: None
+        arming.look_back = lambda *args: None  # type: ignore[attr-defined]
 
     return {
         "die-after-recording": before(Router, "_start", lambda: die("after recording")),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from kombu.connection import Connection
 from redis import Redis
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
@@ -17,7 +15,7 @@ from sqlalchemy.orm import Session
 from celery_defer import Event, InvalidExpressionError
 from celery_defer.words import clock
 from celery_defer.worker.router import ROUTER
-from tests.services import RABBIT, kinds, rabbit_url
+from tests.services import kinds
 from tests.worker.event_site import EventSite
 from tests.worker.harness import Process, until
 
@@ -78,7 +76,7 @@ def test_conditions_are_evaluated_and_a_bad_one_is_refused(site: EventSite, work
     assert site.row(result.id)["state"] == "waiting"
     sent = site.send("signal", x=4)
     assert site.get(result)[0]["id"] == sent
-    with pytest.raises(InvalidExpressionError, match="async.data.x >"):
+    with pytest.raises(InvalidExpressionError, match=r"async\.data\.x >"):
         site.get(wrong)
     assert site.run(wrong.id).steps == ()
     assert site.waits(wrong.id) == []
@@ -174,10 +172,12 @@ def test_messages_that_come_again_and_out_of_order_change_nothing(site: EventSit
     waits = [site.waiting("signal", how={"match": {"five": number}}, count=2, timeout=5.0) for number in range(3)]
     doomed = site.events.cancellable.delay("five", "sleeping")
     site.armed(doomed.id)
-    plain = {"ts": None}
-    events = [{"name": "signal", "id": f"{site.name}-five{n}", "data": {"five": n}, **plain} for n in range(3)]
-    events.append({"name": "order/cancelled", "id": f"{site.name}-five-c", "data": {"order_id": "five"}, **plain})
-    events.append({"name": "plain/came", "id": f"{site.name}-five-t", "data": {}, **plain})
+    named: list[tuple[str, dict[str, Any]]] = [("signal", {"five": number}) for number in range(3)]
+    named += [("order/cancelled", {"order_id": "five"}), ("plain/came", {})]
+    events = [
+        {"name": name, "id": f"{site.name}-five{number}", "data": data, "ts": None}
+        for number, (name, data) in enumerate(named)
+    ]
     messages = [[event] for event in events] * 3 + [events, events[::-1]]
     random.Random(55).shuffle(messages)
     for sent in messages:
@@ -294,91 +294,3 @@ def test_a_waiting_run_holds_nothing(site: EventSite, worker: Process, server: E
 def descriptors(worker: Process) -> int:
     """Return how many files and connections a worker's processes have."""
     return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in worker.pids())
-
-
-# --- other sites
-
-
-@pytest.mark.parametrize("pool", ["threads", "gevent", "solo"])
-def test_other_pools(server: EmbeddedServer, tmp_path: Path, pool: str) -> None:
-    """A wait ends by its event, and by its timeout, on each."""
-    if pool == "gevent" and importlib.util.find_spec("gevent") is None:
-        pytest.skip("gevent is not installed")
-    with EventSite(tmp_path, "sqlite", server.url(0), server.url(1)) as site:
-        site.worker(pool=pool, concurrency=4).wait_ready()
-        result, late = site.waiting("signal", how={"match": {"x": 1}}), site.waiting("never", 0.3)
-        sent = site.send("signal", x=1)
-        assert site.get(result)[0]["id"] == sent
-        assert site.get(late) == [None]
-
-
-def test_rabbitmq_and_sql_alone(server: EmbeddedServer, tmp_path: Path) -> None:
-    """With ``defer_redis_url`` empty all is matched in SQL, on another broker too."""
-    with EventSite(tmp_path, "postgresql", rabbit_url(), server.url(1), defer_redis_url="") as site:
-        try:
-            site.worker(concurrency=2).wait_ready()
-            assert site.durable.host.registry is None
-            results = [site.waiting("signal", how={"match": {"x": number % 5}}) for number in range(20)]
-            late = site.waiting("signal", 0.3)
-            site.state(late.id, "completed")
-            site.durable.send_events([Event("signal", {"x": number}) for number in range(5)])
-            assert [site.get(result)[0]["data"]["x"] for result in results] == [number % 5 for number in range(20)]
-        finally:
-            with Connection(RABBIT) as connection:
-                connection.default_channel.queue_delete(site.name)
-                connection.default_channel.exchange_delete(site.name)
-
-
-def test_the_router_has_a_queue_of_its_own(server: EmbeddedServer, tmp_path: Path) -> None:
-    """With ``defer_queue``, whoever sends: a caller, a step, a session."""
-    with EventSite(tmp_path, "sqlite", server.url(0), server.url(1), defer_queue=f"{tmp_path.name}-routes") as site:
-        runs = site.worker("runs", concurrency=2)
-        runs.wait_ready()
-        result = site.waiting("signal", how={"match": {"q": 1}}, count=3)
-        site.send("signal", q=1)
-        assert isinstance(site.get(site.events.sends.delay("signal", {"q": 1})), str)
-        engine = create_engine(site.conf["defer_database_url"])
-        with Session(engine) as session, session.begin():
-            site.durable.send_event(Event("signal", {"q": 1}), session=session)
-        engine.dispose()
-        with Redis(unix_socket_path=str(server.path)) as redis:
-            until(lambda: redis.llen(f"{site.name}:{tmp_path.name}-routes") == 3, "three messages are there")
-        assert site.row(result.id)["state"] == "waiting"
-        routes = site.worker("routes", queues=f"{tmp_path.name}-routes", pool="solo").wait_ready()
-        assert len(site.get(result)) == 3
-        assert routes.text().count(ROUTER) >= 3
-        assert "received" not in runs.text() or f"Task {ROUTER}" not in runs.text()
-
-
-def test_a_registry_that_may_lose_waits_is_told_of(tmp_path: Path, server: EmbeddedServer) -> None:
-    """A ``maxmemory-policy`` that evicts is reported when a worker starts, and events are matched in SQL."""
-    from celery_defer.testing import EmbeddedServer  # noqa: PLC0415 - another one than the session's
-
-    with EmbeddedServer() as evicting, Redis(unix_socket_path=str(evicting.path)) as redis:
-        redis.config_set("maxmemory", "64mb")
-        redis.config_set("maxmemory-policy", "allkeys-lru")
-        with EventSite(tmp_path, "sqlite", server.url(0), server.url(1), defer_redis_url=evicting.url(0)) as site:
-            worker = site.worker(pool="solo").wait_ready()
-            assert "maxmemory-policy is allkeys-lru" in worker.text()
-            assert "noeviction" in worker.text()
-            result = site.waiting("signal", how={"match": {"x": 1}})
-            site.send("signal", x=1)
-            assert site.get(result)[0]["data"] == {"x": 1}
-
-
-def test_flower_shows_the_wait(server: EmbeddedServer, tmp_path: Path) -> None:
-    """One row for the run, WAITING while it waits."""
-    with EventSite(tmp_path, "sqlite", server.url(0), server.url(1)) as site:
-        flower = site.flower().wait_ready()
-        until(lambda: site.flower_says("/api/workers") is not None, "Flower listens")
-        site.worker("worker", "-E", pool="solo").wait_ready()
-        result = site.waiting("signal", how={"match": {"x": 1}})
-
-        def state() -> Any:
-            found = site.flower_says(f"/api/task/info/{result.id}")
-            return found and found["state"]
-
-        until(lambda: state() == "WAITING", "Flower shows the wait")
-        site.send("signal", x=1)
-        until(lambda: state() == "SUCCESS", "Flower shows the end")
-        assert flower.alive

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -98,7 +99,11 @@ def test_data_that_does_not_fit_fails_the_run_and_names_the_field(site: EventSit
     with pytest.raises(PayloadError, match="total"):
         site.send("order/created", order_id="misfit", total="much")
     # a sender that doesn't know the type
-    misfit = {"name": "order/created", "id": f"{site.name}-misfit", "data": {"order_id": "m", "total": "much"}}
+    misfit: dict[str, Any] = {
+        "name": "order/created",
+        "id": f"{site.name}-misfit",
+        "data": {"order_id": "m", "total": "much"},
+    }
     site.tasks.app.tasks["celery_defer.route"].apply_async(kwargs={"sent": [{**misfit, "ts": None}]})
     site.recorded(misfit["id"])
     failed = until(lambda: site.durable.list_runs(task="typed", state="failed"), "its run fails")
@@ -210,7 +215,7 @@ def test_a_run_that_is_not_started_in_time_is_cancelled(site: EventSite, worker:
     """Its row is there and no slot is free; a called one that is late doesn't begin either."""
     site.routed(site.send("start/now", on_time=True))
     (on_time,) = until(lambda: site.durable.list_runs(task="started_in_time", state="completed"), "one is in time")
-    event = {"name": "start/now", "data": {}, "id": "called", "ts": None}
+    event: dict[str, Any] = {"name": "start/now", "data": {}, "id": "called", "ts": None}
     ids = [on_time.id]
     holders = [site.events.awaits.delay("never", 0.1, held=True) for _ in range(2)]
     for each in holders:
@@ -242,7 +247,7 @@ def test_ends_are_told_once_and_those_who_hear_of_them_tell_nothing(site: EventS
     site.state(ends["cancelled"].id, "waiting")
     site.durable.cancel(ends["cancelled"].id)
     for name, result in ends.items():
-        (one,) = until(lambda of=result.id: told(site, "end", of=of), f"its end is told: {name}")
+        (one,) = until(partial(told, site, "end", of=result.id), f"its end is told: {name}")
         assert one["name"] == f"celery_defer/run.{name}"
         assert one["task"] == ("broken" if name == "failed" else "naps")
     settled(site)

@@ -84,7 +84,7 @@ def test_a_time_of_day_is_that_of_its_zone(server: EmbeddedServer, tmp_path: Pat
         until(lambda: site.effects(what="daily"), "it runs")
         for ran in site.effects(what="daily"):
             late = ran["at"] - AHEAD - datetime.fromisoformat(ran["ts"]).timestamp()
-            assert 0.0 <= late < 2.5
+            assert 0.0 <= late < 4.0
         assert not site.effects(what="daily elsewhere")
 
 
@@ -150,7 +150,7 @@ def test_many_timers_at_once_keep_nothing_else_waiting(site: EventSite, workers:
     with timed() as passed:
         assert [site.get(result) for result in slept] == [["step0", "last"]] * 3
         assert site.get(late) == [None]
-        assert passed() < 8.0
+        assert passed() < 15.0
 
     def left() -> int:
         with store.autocommit() as connection:
@@ -170,6 +170,6 @@ def test_a_worker_takes_over_when_the_beats_are_gone(site: EventSite, workers: l
         beat.kill()
     for result, at in zip(results, due, strict=True):
         woken = site.reached(result.id, "seen")["at"]
-        assert -0.002 <= woken - at <= 3.0
+        assert -0.002 <= woken - at <= 6.0
         assert site.get(result) == [None]
     assert site.sweeping() in {worker.pid for worker in workers}

@@ -140,7 +140,7 @@ def test_an_event_of_the_future_starts_its_runs_then(site: EventSite, worker: Pr
     assert site.get(result)[0]["id"] == sent
     assert not told(site, "start", id=sent)
     (start,) = until(lambda: told(site, "start", id=sent), "the run is started")
-    assert -0.05 <= start["at"] - due.timestamp() <= 3.0
+    assert -0.05 <= start["at"] - due.timestamp() <= 8.0
 
 
 # --- cancel_on
@@ -206,7 +206,7 @@ def test_a_run_that_is_not_finished_in_time_is_cancelled(site: EventSite, worker
         site.get(result)
     run = site.run(result.id)
     assert "finish_timeout" in run.error["message"]
-    assert 0.9 <= (run.finished_at - run.started_at).total_seconds() <= 6.0
+    assert 0.9 <= (run.finished_at - run.started_at).total_seconds() <= 12.0
     assert "last" not in site.done(result.id)
     assert site.get(site.events.in_time.delay("nothing")) == "last"
 

@@ -22,6 +22,8 @@ logger = logging.getLogger("celery_defer.sweep")
 BATCH = 500
 # A timeout takes a look at the events: fewer at a time, so that sleepers aren't kept waiting.
 TIMEOUTS = 200
+# How much of a full batch is for the timers that were due last.
+_NEWEST = 100
 
 
 class Sweep:
@@ -43,6 +45,8 @@ class Sweep:
         """
         with self._store.autocommit() as connection:
             ids = [run_id for run_id, wake_at, now in self._store.due.upcoming(connection, 0.0, BATCH)]
+            if len(ids) == BATCH:  # many are due at once: who comes only now isn't kept waiting for all of them
+                ids = [*ids[: BATCH - _NEWEST], *self._store.due.newly_due(connection, _NEWEST)]
             rows = self._store.due.wake(connection, ids, PUBLISH_GRACE) if ids else []
         # a death here is made good: a pending row that nobody has claimed is published again
         self._host.publish(Outgoing(rows))

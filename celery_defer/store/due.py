@@ -115,6 +115,12 @@ class Due:
             select(func.min(run.c.start_by)).where(unstarted),
             select(func.min(run.c.finish_by)).where(unfinished),
         ]
+        self._newly_due = (
+            select(run.c.id)
+            .where(run.c.state == RunState.WAITING, timed, run.c.wake_at <= now())
+            .order_by(run.c.wake_at.desc())
+            .limit(bindparam("most"))
+        )
         self._next_due = select(now(), *(part.scalar_subquery() for part in times))
 
     def _build_publications(self) -> None:
@@ -179,6 +185,10 @@ class Due:
         """Return id, wake time and the database's clock of waiting runs that are due within ``ahead`` seconds."""
         found = connection.execute(self._upcoming, {"ahead": ahead, "most": most})
         return [(run_id, wake_at, now_) for run_id, wake_at, now_ in found]
+
+    def newly_due(self, connection: Connection, most: int) -> list[str]:
+        """Return waiting runs whose time has come, the latest first."""
+        return list(connection.execute(self._newly_due, {"most": most}).scalars())
 
     def next_due(self, connection: Connection, ahead: float) -> float:
         """Return the seconds until a wait ends or something is to be published, at most ``ahead``."""

@@ -17,7 +17,7 @@ def test_one_bad_event_keeps_no_other_from_being_routed(drive, caplog):
     @driver.task
     def body() -> str:
         found = step.wait_for_event("paid", "paid", match={"n": 1}, timeout="1h")
-        return found.id
+        return str(found and found.id)
 
     run_id = driver.call(body)
     driver.work()

@@ -30,7 +30,7 @@ class Deferrals:
     def __init__(self, tables: Tables, dialect: str) -> None:
         deferral = tables.deferral
         self._table = deferral
-        self._add = Insertion(dialect, deferral, created_at=now(), publish_at=after_or_never("due"))
+        self._add = Insertion(dialect, deferral, created_at=now(), publish_at=after_or_never(dialect, "due"))
         recorded = deferral.c.state.in_(sources(DEFERRAL, "dispatch"))
         of_run = deferral.c.run_id == bindparam("of_run")
         plain_due = case(

@@ -42,7 +42,7 @@ class Runs:
     def __init__(self, tables: Tables, dialect: str) -> None:
         run, step = tables.run, tables.step
         self._table = run
-        due, start_by = after("delay"), after_or_never("start_within")
+        due, start_by = after("delay"), after_or_never(dialect, "start_within")
         self._born = Insertion(dialect, run, created_at=now(), publish_at=due, start_by=start_by)
         given = {name: bindparam(name, type_=run.c[name].type) for name in _CALLED}
         times = {"lease_until": after("lease"), "created_at": now(), "started_at": now()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import DateTime, Float, String, Text, and_, bindparam, case, cast, func, null
+from sqlalchemy import DateTime, Float, String, Text, and_, bindparam, case, func, null
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
@@ -142,14 +142,17 @@ class after(FunctionElement[datetime]):  # noqa: N801 - reads as the SQL functio
         super().__init__(seconds)
 
 
-def after_or_never(name: str) -> ColumnElement[Any]:
+def after_or_never(dialect: str, name: str) -> ColumnElement[Any]:
     """Return the database's clock plus a parameter's seconds, or NULL if that is None.
 
     Args:
+        dialect: SQLAlchemy's name of the dialect.
         name: The parameter.
     """
-    given = cast(bindparam(name, type_=Float()), double())  # PostgreSQL asks for the type of a bare NULL
-    return case((given.is_(null()), null()), else_=after(name))
+    if dialect != "sqlite":
+        return after(name)
+    # its printf() takes NULL for nothing
+    return case((bindparam(name, type_=Float()).is_(null()), null()), else_=after(name))
 
 
 @compiles(now, "postgresql")

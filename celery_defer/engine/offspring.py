@@ -53,24 +53,45 @@ def born(connection: Connection, store: Store, run: Mapping[Any, Any], dispatche
 
 
 def _child(run: Mapping[Any, Any], ancestors: str, row: Mapping[Any, Any]) -> dict[str, Any]:
+    return pending(
+        row["child_id"],
+        row["task"],
+        Trigger.DEFERRAL,
+        parent_id=run["id"],
+        root_id=run["root_id"],
+        deferral_id=row["deferral_id"],
+        parents=ancestors,
+        args=row["args"],
+        kwargs=row["kwargs"],
+        message=row["message"],
+        delay=_delay(row) or PUBLISH_GRACE,
+    )
+
+
+def pending(run_id: str, task: str, trigger: Trigger, **columns: Any) -> dict[str, Any]:
+    """Return the row of a run that is born in SQL, with no parent unless one is given.
+
+    Args:
+        run_id: Its id.
+        task: The task's name.
+        trigger: What starts it.
+        columns: The others, and what `Runs.add` takes besides.
+    """
     return {
-        "id": row["child_id"],
-        "task": row["task"],
+        "id": run_id,
+        "task": task,
         "state": str(RunState.PENDING),
         "epoch": 0,
         "crashes": 0,
         "retries": 0,
         "cancel_requested": False,
-        "trigger": str(Trigger.DEFERRAL),
-        "parent_id": run["id"],
-        "root_id": run["root_id"],
-        "deferral_id": row["deferral_id"],
-        "parents": ancestors,
-        "args": row["args"],
-        "kwargs": row["kwargs"],
-        "message": row["message"],
+        "trigger": str(trigger),
+        "parent_id": None,
+        "root_id": run_id,
+        "deferral_id": None,
+        "parents": None,
         "publishes": 0,
-        "delay": _delay(row) or PUBLISH_GRACE,
+        **columns,
     }
 
 

@@ -8,10 +8,10 @@ from celery import Task
 from celery.utils import uuid
 from kombu.utils import json
 
-from celery_defer.engine.offspring import seconds_until
+from celery_defer.engine.offspring import pending, seconds_until
 from celery_defer.engine.ports import Outgoing
 from celery_defer.words.settings import PUBLISH_GRACE
-from celery_defer.words.states import RunState, Trigger
+from celery_defer.words.states import Trigger
 from celery_defer.worker import frozen
 
 if TYPE_CHECKING:
@@ -63,25 +63,16 @@ def publish_recorded(
     links = {"parent_id": parent_id, "root_id": root_id, "reply_to": options.get("reply_to") or task.app.thread_oid}
     message, delay, eta = frozen.from_options(task, {**options, **links})
     left = seconds_until(delay, eta)
-    row = {
-        "id": run_id,
-        "task": task.name,
-        "state": str(RunState.PENDING),
-        "epoch": 0,
-        "crashes": 0,
-        "retries": task.policy.retries,
-        "cancel_requested": False,
-        "trigger": str(Trigger.CALL),
-        "parent_id": None,
-        "root_id": run_id,
-        "deferral_id": None,
-        "parents": None,
-        "args": json.dumps(list(args)),
-        "kwargs": json.dumps(kwargs),
-        "message": message,
-        "publishes": 0,
-        "delay": left or PUBLISH_GRACE,
-    }
+    row = pending(
+        run_id,
+        task.name,
+        Trigger.CALL,
+        retries=task.policy.retries,
+        args=json.dumps(list(args)),
+        kwargs=json.dumps(kwargs),
+        message=message,
+        delay=left or PUBLISH_GRACE,
+    )
     store = task.host.store
     with store.autocommit() as connection:
         store.runs.add(connection, [row])

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from kombu.utils import json
 
-from celery_defer.engine.offspring import seconds_until
+from celery_defer.engine.offspring import pending, seconds_until
 from celery_defer.engine.routing import Birth
 from celery_defer.events import LIFECYCLE, EventType, built
 from celery_defer.store.once import key_of
 from celery_defer.triggers import CRON, Cron, On
 from celery_defer.words.settings import PUBLISH_GRACE
-from celery_defer.words.states import RunState, Trigger
+from celery_defer.words.states import Trigger
 from celery_defer.worker import frozen
 from celery_defer.worker.starting import cancels, idempotency_key
 
@@ -102,27 +102,18 @@ class Triggers:
         message, countdown, eta = frozen.from_options(task, {})
         delay = max(delay, seconds_until(countdown, eta))
         within = task.starts.start_timeout
-        row = {
-            "id": run_id,
-            "task": task.name,
-            "state": str(RunState.PENDING),
-            "epoch": 0,
-            "crashes": 0,
-            "retries": task.policy.retries,
-            "cancel_requested": False,
-            "trigger": str(trigger),
-            "parent_id": None,
-            "root_id": run_id,
-            "deferral_id": None,
-            "parents": None,
-            "args": json.dumps(args),
-            "kwargs": json.dumps(kwargs),
-            "message": message,
-            "event": json.dumps(event),
-            "publishes": 0,
-            "delay": delay or PUBLISH_GRACE,
-            "start_within": None if within is None else delay + within,
-        }
+        row = pending(
+            run_id,
+            task.name,
+            trigger,
+            retries=task.policy.retries,
+            args=json.dumps(args),
+            kwargs=json.dumps(kwargs),
+            message=message,
+            event=json.dumps(event),
+            delay=delay or PUBLISH_GRACE,
+            start_within=None if within is None else delay + within,
+        )
         return Birth(row, idempotency_key(task, event["data"]), cancels(task, event["data"], event), at_once=not delay)
 
 

@@ -143,7 +143,7 @@ def test_i8_a_broker_that_is_away_delays_only_the_event_of_a_step(
         site.reached(sender.id, "held")
         broker.kill()
         site.open(sender.id)
-        until(lambda: [each.id for each in site.run(sender.id).steps] == ["held", "send"], "the step is recorded")
+        until(lambda: [each.id for each in site.run(sender.id).steps][:2] == ["held", "send"], "the step is recorded")
         assert site.row(result.id)["state"] == "waiting"
         clock.sleep(1.5)
         broker.start()

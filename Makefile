@@ -53,12 +53,8 @@ $(STAMP): pyproject.toml
 	@$(PY) -m pip install -qq --disable-pip-version-check --editable '.[dev]'
 	@pwd -P > $(STAMP)
 
-# pytest's last line stays the last line; `make coverage` shows what the run measured.
-test: $(STAMP) ## run the tests, measuring coverage (ARGS=... goes to pytest)
-	@rm -f .coverage .coverage.*
-	@$(PY) -m coverage run -m pytest -q -n $(PROCESSES) --dist loadscope --no-loadscope-reorder $(ARGS); status=$$?; \
-	$(PY) -m coverage combine --quiet >/dev/null 2>&1; \
-	exit $$status
+test: $(STAMP) ## run the tests (ARGS=... goes to pytest)
+	@$(PY) -m pytest -q -n $(PROCESSES) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 # What is simulated follows from the seed, what the threads make of it doesn't.
 soak: $(STAMP) ## simulate events and waits under faults (SECONDS=120 SEED=1)
@@ -107,7 +103,10 @@ pyright: $(STAMP)
 imports: $(STAMP) ## check that imports go down only
 	@$(VENV)/bin/lint-imports
 
-coverage: $(STAMP) ## what the last `make test` measured
+coverage: $(STAMP) ## run the tests, slower, and show which lines they reach (ARGS=... goes to pytest)
+	@rm -f .coverage .coverage.*
+	@$(PY) -m coverage run -m pytest -q -n $(PROCESSES) --dist loadscope --no-loadscope-reorder $(ARGS)
+	@$(PY) -m coverage combine --quiet
 	@$(PY) -m coverage report
 
 build: $(STAMP) ## a wheel into dist/

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from celery_defer import EventType
 from celery_defer.errors import ConfigError
 from celery_defer.testing import EmbeddedServer
 from tests.services import kinds, migrated_store, missing
@@ -52,3 +53,11 @@ def server() -> Iterator[EmbeddedServer]:
         missing(str(error))
     with embedded:
         yield embedded
+
+
+@pytest.fixture(scope="module", autouse=True)
+def event_types() -> Iterator[None]:
+    """Types of events are declared for the whole process: what one module declares anew isn't another's."""
+    before = dict(EventType.declared)
+    yield
+    EventType.declared.update(before)

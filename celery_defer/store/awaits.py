@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import and_, bindparam, delete, insert, null, or_, select, tuple_, update
+from sqlalchemy import and_, bindparam, delete, exists, insert, null, or_, select, tuple_, update
 
 from celery_defer.store.change import Change, Insertion, whole
 from celery_defer.store.sql import after, now
@@ -83,6 +83,9 @@ class Awaits:
         fenced = tuple_(run.c.id, run.c.epoch).in_(bindparam("fences", expanding=True))
         resumed = {"state": target(RUN, "wake"), "waiting_for": null(), "publish_at": after("grace"), "publishes": 0}
         self._resume = Change(dialect, run, and_(fenced, waiting), resumed)
+        took = exists().where(wait.c.run_id == run.c.id, wait.c.event_key == bindparam("taking"))
+        untaken = ~took.where(wait.c.status == WaitStatus.TAKEN).correlate(run)
+        self._resume_untaken = Change(dialect, run, and_(fenced, waiting, untaken), resumed)
         ended: dict[str, Any] = {"status": bindparam("new_status"), "event_key": bindparam("by")}
         self._end = update(wait).where(wait.c.id == bindparam("of"), self._open).values(**ended)
         self._end_cancel = Change(dialect, wait, and_(wait.c.id == bindparam("of"), self._open), ended, (wait.c.id,))
@@ -181,16 +184,19 @@ class Awaits:
         Returns:
             The rows of the runs that are resumed, by their ids.
         """
-        events = [ending.event_key for ending in endings if ending.event_key is not None]
-        taken = self.taken(connection, [ending.wait["run_id"] for ending in endings], events)
+        events = {ending.event_key for ending in endings}
+        asked: dict[str, Any] = {"grace": grace}
+        resume, taken = self._resume, set[tuple[str, str]]()
+        if len(events) == 1 and None not in events:
+            resume, asked["taking"] = self._resume_untaken, events.pop()
+        else:
+            taken = self.taken(connection, [ending.wait["run_id"] for ending in endings], events - {None})  # type: ignore[arg-type]
         fences = sorted(
             (ending.wait["run_id"], ending.wait["epoch"])
             for ending in endings
             if (ending.wait["run_id"], ending.event_key) not in taken
         )
-        if not fences:
-            return {}
-        return {row["id"]: row for row in self._resume.rows(connection, {"fences": fences, "grace": grace})}
+        return {row["id"]: row for row in resume.rows(connection, {"fences": fences, **asked})} if fences else {}
 
     def end(self, connection: Connection, endings: Sequence[Ending]) -> None:
         """End waits and record what their steps return.

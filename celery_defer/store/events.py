@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import threading
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -54,10 +55,28 @@ def floor(at: datetime) -> str:
     return f"{max(0, (at - _EPOCH) // timedelta(microseconds=1)):0{_HEX}x}"
 
 
+class _Latest:
+    """Which place the last event of this process took in its instant: SQLite's clock counts milliseconds."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._at, self._next = "", 0
+
+    def places(self, at: str, count: int) -> range:
+        """Take places behind those that were taken before."""
+        with self._lock:
+            first = self._next if at == self._at and self._next + count <= 16**_PLACES else 0
+            self._at, self._next = at, first + count
+            return range(first, first + count)
+
+
+_latest = _Latest()
+
+
 def new_keys(at: datetime, count: int) -> list[str]:
-    """Return the keys of events that are received at a time, in their order."""
-    rest = secrets.token_hex((32 - _HEX - _PLACES) // 2)
-    return [f"{floor(at)}{place:0{_PLACES}x}{rest}" for place in range(count)]
+    """Return the keys of events that are received at a time, in the order in which this process received them."""
+    began, rest = floor(at), secrets.token_hex((32 - _HEX - _PLACES) // 2)
+    return [f"{began}{place:0{_PLACES}x}{rest}" for place in _latest.places(began, count)]
 
 
 class Events:

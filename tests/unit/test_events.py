@@ -26,7 +26,7 @@ class Refund:
     at: datetime
 
 
-purchase = EventType("purchase/completed", Purchase)
+purchase = EventType("purchased/by-a-unit", Purchase)
 
 
 def test_an_event_is_a_fact():
@@ -71,7 +71,7 @@ def test_a_time_that_is_no_moment_is_refused(ts):
 def test_typed_events_hold_their_model():
     """Models and plain data that fits are taken, and sent as plain data."""
     event = purchase(Purchase(user_id="u-1"), id="p-1")
-    assert (event.name, event.data, event.id) == ("purchase/completed", Purchase(user_id="u-1"), "p-1")
+    assert (event.name, event.data, event.id) == ("purchased/by-a-unit", Purchase(user_id="u-1"), "p-1")
     assert event.plain_data() == {"user_id": "u-1", "total": 0.0}
     assert purchase({"user_id": "u-1"}).data == event.data  # type: ignore[arg-type]
     assert purchase.build('{"user_id": "u-1"}') == event.data
@@ -85,7 +85,7 @@ def test_dataclasses_and_times_are_data_as_well():
 
 def test_data_that_does_not_fit_names_the_field():
     """At the sender, and when recorded data is read."""
-    with pytest.raises(PayloadError, match=r"event 'purchase/completed' can't have this data: .*user_id"):
+    with pytest.raises(PayloadError, match=r"event 'purchased/by-a-unit' can't have this data: .*user_id"):
         purchase({"total": 1})  # type: ignore[arg-type]
     with pytest.raises(PayloadError, match="user_id"):
         purchase.build("{}")
@@ -104,15 +104,15 @@ def test_data_that_cannot_be_sent_is_refused(data):
 
 def test_declaring_a_type_makes_its_name_known():
     """Names that the code declares are recorded, so that a wait can look back."""
-    assert EventType.declared["purchase/completed"] is purchase
-    assert repr(purchase) == "EventType('purchase/completed', Purchase)"
+    assert EventType.declared["purchased/by-a-unit"] is purchase
+    assert repr(purchase) == "EventType('purchased/by-a-unit', Purchase)"
 
 
 def test_recorded_events_are_built():
     """To the model of the declared type, of the given one, or plain."""
-    recorded = {"name": "purchase/completed", "data": {"user_id": "u"}, "id": "p-1", "ts": "2026-03-01T09:00:00+00:00"}
+    recorded = {"name": "purchased/by-a-unit", "data": {"user_id": "u"}, "id": "p-1", "ts": "2026-03-01T09:00:00+00:00"}
     when = datetime(2026, 3, 1, 9, tzinfo=UTC)
-    assert built(recorded) == Event("purchase/completed", Purchase(user_id="u"), "p-1", when)
+    assert built(recorded) == Event("purchased/by-a-unit", Purchase(user_id="u"), "p-1", when)
     assert built({**recorded, "name": "unknown"}) == Event("unknown", {"user_id": "u"}, "p-1", when)
     other = EventType("other", Purchase)
     del EventType.declared["other"]

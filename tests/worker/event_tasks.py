@@ -55,7 +55,7 @@ class Purchase(BaseModel):
 
 
 order_created = EventType("order/created", Order)
-purchase = EventType("purchase/completed", Purchase)
+purchase = EventType("purchase/tested", Purchase)
 # Declared, so that they are recorded from the start.
 signals_ = [EventType(name, dict[str, Any]) for name in ("signal", "other", "never")]
 

@@ -62,7 +62,7 @@ def test_match_by_a_field_s_name_and_data_as_a_model(site: EventSite, worker: Pr
     result = site.events.awaits_typed.delay("u1")
     site.armed(result.id)
     types = ({"user_id": user, "amount": amount} for user, amount in (("u2", 2), ("u1", 1)))
-    site.durable.send_events([Event("purchase/completed", data) for data in types])
+    site.durable.send_events([Event("purchase/tested", data) for data in types])
     assert site.get(result) == 1
 
 
@@ -196,7 +196,7 @@ def test_a_deferred_run_waits_for_what_comes_after_its_parent(site: EventSite, w
     assert site.get(result) == "recommended"
     (score,) = site.run(result.id).deferrals
     site.armed(score.run_id)
-    site.durable.send_event(Event("purchase/completed", {"user_id": "u-flag", "amount": 1}))
+    site.durable.send_event(Event("purchase/tested", {"user_id": "u-flag", "amount": 1}))
     site.state(score.run_id, "completed")
     assert site.run(score.run_id).result is True
 
@@ -205,7 +205,7 @@ def test_a_deferred_run_finds_what_came_after_its_deferral(site: EventSite, work
     """An event that is recorded before the deferred run starts, while its parent is still at work."""
     result = site.events.buys_slowly.delay("u-slow")
     site.reached(result.id, "held")
-    sent = site.durable.send_event(Event("purchase/completed", {"user_id": "u-slow", "amount": 1}))
+    sent = site.durable.send_event(Event("purchase/tested", {"user_id": "u-slow", "amount": 1}))
     site.recorded(sent)
     (score,) = site.run(result.id).deferrals
     assert site.row(score.run_id) is None
@@ -255,7 +255,7 @@ def test_the_command_line_sends(site: EventSite, worker: Process) -> None:
     lines = [
         json.dumps({"name": "signal", "data": {"cli": 1}}),
         "{not json",
-        json.dumps({"name": "purchase/completed", "data": {"user_id": "u", "amount": "many"}}),
+        json.dumps({"name": "purchase/tested", "data": {"user_id": "u", "amount": "many"}}),
         json.dumps({"name": "signal", "data": {"cli": 2}}),
     ]
     file = site.folder / "events.jsonl"

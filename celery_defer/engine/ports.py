@@ -51,6 +51,7 @@ class Outgoing:
     Attributes:
         runs: Run rows.
         plain: Deferral rows of plain targets.
+        calls: Rows of calls of plain targets.
         sent: Ids of events in the outbox.
         again: Keys of events that weren't routed in time.
         over: Waits for events that are over: they leave the registry.
@@ -58,12 +59,13 @@ class Outgoing:
 
     runs: Sequence[Mapping[Any, Any]] = ()
     plain: Sequence[Mapping[Any, Any]] = ()
+    calls: Sequence[Mapping[Any, Any]] = ()
     sent: Sequence[str] = ()
     again: Sequence[str] = ()
     over: Sequence[Filed] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.runs or self.plain or self.sent or self.again or self.over)
+        return bool(self.runs or self.plain or self.calls or self.sent or self.again or self.over)
 
 
 class Host(Protocol):

@@ -53,8 +53,9 @@ class Sweep:
         with self._store.autocommit() as connection:
             due = self._store.due.publishable(connection, PUBLISH_GRACE, BATCH)
             plain = self._store.deferrals.publishable(connection, PUBLISH_GRACE, BATCH)
-        self._host.publish(Outgoing(due, plain))
-        return max(len(rows), len(due), len(plain), time_out(self._host, TIMEOUTS), self._overdue())
+            calls = self._store.calls.publishable(connection, PUBLISH_GRACE, BATCH)
+        self._host.publish(Outgoing(due, plain, calls))
+        return max(len(rows), len(due), len(plain), len(calls), time_out(self._host, TIMEOUTS), self._overdue())
 
     def _overdue(self) -> int:
         """Cancel the runs that weren't started or finished in time."""

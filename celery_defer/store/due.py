@@ -25,7 +25,7 @@ from sqlalchemy import (
 from celery_defer.store.change import Change, whole
 from celery_defer.store.crashes import one_more_crash
 from celery_defer.store.sql import after, begins_with, now
-from celery_defer.words.states import RUN, TERMINAL, DeferralState, RunState, WaitingFor, sources, target
+from celery_defer.words.states import RUN, TERMINAL, CallState, DeferralState, RunState, WaitingFor, sources, target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -91,7 +91,7 @@ class Due:
         self._abandoned = select(run.c.id).where(lapsed, run.c.cancel_requested.is_(true())).limit(bindparam("most"))
 
     def _build_timers(self) -> None:
-        run, deferral = self._tables.run, self._tables.deferral
+        run, deferral, call = self._tables.run, self._tables.deferral, self._tables.call
         # who waits for an event is woken with the answer, after a last look
         timed = run.c.waiting_for != WaitingFor.EVENT
         due = and_(run.c.state.in_(sources(RUN, "wake")), timed, run.c.wake_at <= now())
@@ -112,6 +112,7 @@ class Due:
             select(func.min(run.c.wake_at)).where(run.c.state == RunState.WAITING),
             select(func.min(run.c.publish_at)).where(self._pending),
             select(func.min(deferral.c.publish_at)).where(deferral.c.state == DeferralState.DISPATCHED),
+            select(func.min(call.c.publish_at)).where(call.c.state == CallState.OPEN),
             select(func.min(run.c.start_by)).where(unstarted),
             select(func.min(run.c.finish_by)).where(unfinished),
         ]
@@ -164,7 +165,7 @@ class Due:
         self._old = self._old.where(~live_line, ~undispatched).limit(bindparam("most"))
         self._prune = [
             delete(table).where(table.c.run_id.in_(bindparam("ids", expanding=True)))
-            for table in (self._tables.step, self._tables.wait, deferral)
+            for table in (self._tables.step, self._tables.wait, deferral, self._tables.call)
         ]
         self._prune.append(delete(run).where(self._listed, self._over))
 

@@ -25,7 +25,7 @@ logger = logging.getLogger("celery_defer.schema")
 
 # What this code's tables are. Migrations are additive within a minor version, so code may run on newer tables
 # as long as their row in the schema table says that its revision is still served.
-REVISION = 2
+REVISION = 3
 COMMAND = "celery -A <app> defer migrate"
 
 

@@ -19,9 +19,11 @@ from celery_defer.store.columns import Names, identifier, one_of, word
 from celery_defer.store.event_tables import EventTables
 from celery_defer.store.sql import IN_MYSQL, Moment, double, payload
 from celery_defer.words.states import (
+    CALL,
     DEFERRAL,
     RUN,
     TERMINAL,
+    CallState,
     DeferralState,
     RunState,
     StepState,
@@ -54,6 +56,7 @@ class Tables:
         self.step = self._step(text_type)
         self.wait = self._wait(text_type)
         self.deferral = self._deferral(text_type)
+        self.call = self._call(text_type)
         self.sweeper = Table(
             f"{namespace}_sweeper",
             self.metadata,
@@ -109,6 +112,12 @@ class Tables:
             Column("announced_at", Moment()),
             Column("start_by", Moment()),
             Column("finish_by", Moment()),
+            # which step of the parent has started it, and as which of how many that may be active at once
+            identifier("step_id", nullable=True),
+            Column("number", Integer),
+            Column("max_active", Integer),
+            Column("detached", Boolean),
+            identifier("rerun_of", nullable=True),
             self._names.check("run_state", one_of("state", RUN)),
             self._names.check("run_waiting_for", one_of("waiting_for", WaitingFor)),
             self._names.check("run_waiting", waiting),
@@ -125,6 +134,7 @@ class Tables:
             self._names.index("run_finish_by", "finish_by", where="finish_by IS NOT NULL AND finished_at IS NULL"),
             Index(f"{self.namespace}_run_created", "created_at", "id"),
             self._names.index("run_parent", "parent_id", where="parent_id IS NOT NULL"),
+            self._names.index("run_invoked", "parent_id", "step_id", "number", where="step_id IS NOT NULL"),
             self._names.index("run_root", "root_id", where="parent_id IS NOT NULL"),
             **IN_MYSQL,
         )
@@ -193,5 +203,29 @@ class Tables:
                 "deferral_publish", "publish_at", where=f"state = '{DeferralState.DISPATCHED}'", first="state"
             ),
             Index(f"{self.namespace}_deferral_child", "child_id"),
+            **IN_MYSQL,
+        )
+
+    def _call(self, text_type: TypeEngine[str]) -> Table:
+        # Plain targets: what a step invokes stays until its run is pruned, what is enqueued until it is published.
+        return Table(
+            f"{self.namespace}_call",
+            self.metadata,
+            identifier("id", primary_key=True),
+            identifier("task"),
+            word("state"),
+            identifier("run_id", nullable=True),
+            identifier("step_id", nullable=True),
+            Column("detached", Boolean),
+            Column("message", text_type, nullable=False),
+            Column("result", text_type),
+            Column("error", text_type),
+            Column("created_at", Moment(), nullable=False),
+            Column("finished_at", Moment()),
+            Column("publish_at", Moment()),
+            Column("publishes", Integer, nullable=False),
+            self._names.check("call_state", one_of("state", CALL)),
+            self._names.index("call_publish", "publish_at", where=f"state = '{CallState.OPEN}'", first="state"),
+            self._names.index("call_run", "run_id", "step_id", where="run_id IS NOT NULL"),
             **IN_MYSQL,
         )

@@ -51,6 +51,15 @@ class DeferralState(StrEnum):
     ABORTED = "aborted"
 
 
+class CallState(StrEnum):
+    """What became of a plain target that is called from SQL."""
+
+    OPEN = "open"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
 class WaitStatus(StrEnum):
     """What became of a wait for an event."""
 
@@ -117,6 +126,18 @@ DEFERRAL: Machine = {
     DeferralState.RECORDED: {"dispatch": DeferralState.DISPATCHED, "abort": DeferralState.ABORTED},
     DeferralState.DISPATCHED: {},
     DeferralState.ABORTED: {},
+}
+
+# The first word about a plain target counts: Celery may publish it and report of it twice.
+CALL: Machine = {
+    CallState.OPEN: {
+        "complete": CallState.COMPLETED,
+        "fail": CallState.FAILED,
+        "cancel": CallState.CANCELLED,
+    },
+    CallState.COMPLETED: {},
+    CallState.FAILED: {},
+    CallState.CANCELLED: {},
 }
 
 # Of event, timeout and the run's end exactly one ends a wait (I7).

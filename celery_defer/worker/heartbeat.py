@@ -29,6 +29,8 @@ _FLUSH = 0.4
 # A timer that fired before the database's clock agreed is fired again after this many seconds.
 _EARLY = 0.003
 _MARGIN = 0.001
+# What is noted.
+KINDS = ("published", "plain", "calls", "announced", "routed")
 
 
 class Heartbeat:
@@ -43,7 +45,7 @@ class Heartbeat:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._executions: dict[int, Execution] = {}
-        self._marks: dict[str, list[Any]] = {"published": [], "plain": [], "announced": [], "routed": []}
+        self._marks: dict[str, list[Any]] = {kind: [] for kind in KINDS}
         self._timers: list[tuple[float, str]] = []
         self._renew_at = self._flush_at = float("inf")
         self._closed = False
@@ -67,8 +69,9 @@ class Heartbeat:
         """Note for many runs in one statement, a little later.
 
         Args:
-            kind: ``published``, ``plain``, ``announced`` or ``routed``.
-            ids: Ids of runs; their fences for ``published``, child ids for ``plain``, keys of events for ``routed``.
+            kind: One of `KINDS`.
+            ids: Ids of runs, or of calls; fences of runs for ``published``, child ids for ``plain``, keys of events for
+                ``routed``.
         """
         with self._changed:
             self._marks[kind].extend(ids)
@@ -207,3 +210,5 @@ class Heartbeat:
                 self._store.due.published(connection, marks["published"], self._settings.publish_again)
             if marks["plain"]:
                 self._store.deferrals.published(connection, marks["plain"])
+            if marks["calls"]:
+                self._store.calls.published(connection, marks["calls"])

@@ -100,6 +100,8 @@ class Host:
             self.heartbeat.note("published", self.publisher.runs(outgoing.runs))
         if outgoing.plain:
             self.heartbeat.note("plain", self.publisher.plain(outgoing.plain))
+        if outgoing.calls:
+            self.heartbeat.note("calls", self.publisher.calls(outgoing.calls))
         if outgoing.sent or outgoing.again:
             self.publisher.route(outgoing.sent, outgoing.again)
         if outgoing.over and self.registry is not None:

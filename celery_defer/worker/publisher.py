@@ -65,6 +65,17 @@ class Publisher:
         """
         return [row["child_id"] for row in rows if self._send(self._plain, row)]
 
+    def calls(self, rows: Iterable[Mapping[Any, Any]]) -> list[str]:
+        """Publish calls of plain targets.
+
+        Args:
+            rows: Rows of the call table.
+
+        Returns:
+            The ids of those that got out.
+        """
+        return [row["id"] for row in rows if self._send(self._call, row)]
+
     def route(self, outbox: Iterable[str], again: Iterable[str]) -> None:
         """Send word to a router.
 
@@ -174,8 +185,14 @@ class Publisher:
         )
 
     def _plain(self, row: Mapping[Any, Any]) -> None:
+        self._target(row, {PARENT: row["run_id"], DEFERRAL: row["deferral_id"]})
+
+    def _call(self, row: Mapping[Any, Any]) -> None:
+        self._target(row, {})
+
+    def _target(self, row: Mapping[Any, Any], ours: dict[str, Any]) -> None:
         signature, root_id = thaw_signature(opened(row["message"]), self._app)
-        headers = {**(signature.options.get("headers") or {}), PARENT: row["run_id"], DEFERRAL: row["deferral_id"]}
+        headers = {**(signature.options.get("headers") or {}), **ours}
         links = {"parent_id": row["run_id"], "root_id": root_id, "headers": headers}
         signature.apply_async(
             producer=self._producer, add_to_parent=False, retry=False, confirm_timeout=_TIMEOUT, **links

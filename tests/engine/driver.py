@@ -26,7 +26,7 @@ from celery_defer.store.events import RecordedEvent, new_keys
 from celery_defer.store.sql import after
 from celery_defer.words.records import Run, Step
 from celery_defer.words.states import TERMINAL
-from celery_defer.worker.heartbeat import Heartbeat
+from celery_defer.worker.heartbeat import KINDS, Heartbeat
 from celery_defer.worker.host import Host
 
 # More deliveries than any run of a test needs.
@@ -45,7 +45,7 @@ class _PromptHeartbeat(Heartbeat):
         return nullcontext()
 
     def note(self, kind, ids):
-        self._write({"published": [], "plain": [], "announced": [], "routed": []} | {kind: list(ids)})
+        self._write({each: [] for each in KINDS} | {kind: list(ids)})
 
     def wake_in(self, seconds, run_id):
         self.armed = [*getattr(self, "armed", ()), (run_id, seconds)]
@@ -332,7 +332,7 @@ class Driver:
     def publish_due(self) -> None:
         """Let the time come at which everything unpublished is published again, and sweep."""
         tables = self.store.tables
-        for table in (tables.run, tables.deferral, tables.events.outbox):
+        for table in (tables.run, tables.deferral, tables.call, tables.events.outbox):
             with self.store.autocommit() as connection:
                 connection.execute(update(table).where(table.c.publish_at.is_not(None)).values(publish_at=after(-1.0)))
         self.sweep.timers()

@@ -29,7 +29,7 @@ class Calls:
     def __init__(self, tables: Tables, dialect: str) -> None:
         call = tables.call
         publish_at = func.coalesce(bindparam("eta", type_=call.c.publish_at.type), after("delay"))
-        fixed = {"state": str(CallState.OPEN), "publishes": 0}
+        fixed: dict[str, Any] = {"state": str(CallState.OPEN), "publishes": 0}
         self._add = Insertion(dialect, call, created_at=now(), publish_at=publish_at, **fixed)
         due = select(call.c.id).where(call.c.state == CallState.OPEN, call.c.publish_at <= now())
         some = due.limit(bindparam("most")).with_for_update(skip_locked=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.exc import DBAPIError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from sqlalchemy import Connection, Delete, Dialect, Insert, Select, Update
     from sqlalchemy.types import TypeEngine
@@ -25,11 +25,12 @@ class Direct:
     """A statement that returns one row at most.
 
     Args:
-        statement: With RETURNING, or a SELECT; its parameters are single values.
+        statement: A SELECT, or a write with or without RETURNING; its parameters are single values.
+        columns: The columns that an INSERT is given; all of them if None.
     """
 
-    def __init__(self, statement: Statement) -> None:
-        self._statement = statement
+    def __init__(self, statement: Statement, columns: Sequence[str] | None = None) -> None:
+        self._statement, self._columns = statement, columns
         self._compiled: _Compiled | None = None
 
     def first(self, connection: Connection, values: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -40,20 +41,20 @@ class Direct:
             values: All parameters that have no value in the statement.
 
         Returns:
-            The row by column names, or None.
+            The row by column names, or None if there is none to be returned.
 
         Raises:
             sqlalchemy.exc.DBAPIError: As SQLAlchemy's own execution.
         """
         compiled = self._compiled
         if compiled is None:
-            compiled = self._compiled = _Compiled(self._statement, connection.dialect)
+            compiled = self._compiled = _Compiled(self._statement, connection.dialect, self._columns)
         driver: Any = connection.connection.driver_connection
         parameters, cursor = compiled.parameters(values), None
         try:
             cursor = driver.cursor()
             connection.dialect.do_execute(cursor, compiled.text, parameters)
-            row = cursor.fetchone()
+            row = cursor.fetchone() if compiled.returns else None
             cursor.close()
         except BaseException as error:
             if cursor is not None:  # the error's traceback keeps it, and with it SQLite's lock
@@ -70,16 +71,17 @@ class Direct:
 class _Compiled:
     """What a dialect makes of a statement, computed once."""
 
-    def __init__(self, statement: Statement, dialect: Dialect) -> None:
-        compiled = statement.compile(dialect=dialect)
+    def __init__(self, statement: Statement, dialect: Dialect, columns: Sequence[str] | None) -> None:
+        compiled: Any = statement.compile(dialect=dialect, column_keys=columns)
         self.text = str(compiled)
         self._dialect = dialect
         self._fixed = {name: value for name, value in compiled.params.items() if value is not None}
         self._names = compiled.positiontup
         self._convert = _converters(compiled.binds, dialect)
-        columns = list(statement.exported_columns)
-        self._keys = [str(column.key) for column in columns]
-        readers = [_reader(column.type, dialect) for column in columns]
+        returned = list(statement.exported_columns)
+        self._keys = [str(column.key) for column in returned]
+        self.returns = bool(returned)
+        readers = [_reader(column.type, dialect) for column in returned]
         self._read = [(key, read) for key, read in zip(self._keys, readers, strict=True) if read is not None]
 
     def parameters(self, values: Mapping[str, Any]) -> Any:

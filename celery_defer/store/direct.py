@@ -15,14 +15,14 @@ from sqlalchemy.exc import DBAPIError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from sqlalchemy import Connection, Delete, Dialect, Insert, Select, Update
+    from sqlalchemy import CompoundSelect, Connection, Delete, Dialect, Insert, Select, Update
     from sqlalchemy.types import TypeEngine
 
-    Statement = Insert | Update | Delete | Select[Any]
+    Statement = Insert | Update | Delete | Select[Any] | CompoundSelect[Any]
 
 
 class Direct:
-    """A statement that returns one row at most.
+    """A statement whose rows are plain dicts.
 
     Args:
         statement: A SELECT, or a write with or without RETURNING; its parameters are single values.
@@ -41,11 +41,20 @@ class Direct:
             values: All parameters that have no value in the statement.
 
         Returns:
-            The row by column names, or None if there is none to be returned.
+            The first row by column names, or None if there is none to be returned.
 
         Raises:
             sqlalchemy.exc.DBAPIError: As SQLAlchemy's own execution.
         """
+        return next(iter(self._rows(connection, values, _one)), None)
+
+    def all(self, connection: Connection, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """As `first`, and return all rows."""
+        return self._rows(connection, values, _every)
+
+    def _rows(
+        self, connection: Connection, values: Mapping[str, Any], fetch: Callable[[Any], Sequence[Any]]
+    ) -> list[dict[str, Any]]:
         compiled = self._compiled
         if compiled is None:
             compiled = self._compiled = _Compiled(self._statement, connection.dialect, self._columns)
@@ -54,7 +63,7 @@ class Direct:
         try:
             cursor = driver.cursor()
             connection.dialect.do_execute(cursor, compiled.text, parameters)
-            row = cursor.fetchone() if compiled.returns else None
+            rows = fetch(cursor) if compiled.returns else ()
             cursor.close()
         except BaseException as error:
             if cursor is not None:  # the error's traceback keeps it, and with it SQLite's lock
@@ -65,7 +74,17 @@ class Direct:
                 connection.invalidate()
                 raise
             raise translated from error
-        return None if row is None else compiled.row(row)
+        return [compiled.row(row) for row in rows]
+
+
+def _one(cursor: Any) -> Sequence[Any]:
+    row = cursor.fetchone()
+    return () if row is None else (row,)
+
+
+def _every(cursor: Any) -> Sequence[Any]:
+    rows: Sequence[Any] = cursor.fetchall()
+    return rows
 
 
 class _Compiled:

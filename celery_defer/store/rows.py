@@ -49,7 +49,7 @@ class Rows:
         """
         names = tuple(rows[0])
         # an array has a type, a None alone may have none
-        if len(rows) == 1 and self._of_one is not None and None not in rows[0].values():
+        if len(rows) == 1 and self._of_one is not None:
             found = self._single(names, self._of_one).first(connection, rows[0])
             return [] if found is None else [found]
         if self._of_arrays is None:

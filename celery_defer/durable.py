@@ -12,6 +12,7 @@ from celery_defer.words.durations import moment
 from celery_defer.worker import eager, processes
 from celery_defer.worker.config import Config
 from celery_defer.worker.host import Host
+from celery_defer.worker.invoking import register_settlers
 from celery_defer.worker.reading import RunPage, cursor_of, page_of, place_of, run_of
 from celery_defer.worker.registration import adopt, composed, register, shared
 from celery_defer.worker.revoke import ControlStep
@@ -73,6 +74,7 @@ class Durable:
         app.steps["worker"].add(SweeperStep)
         app.steps["consumer"].add(ControlStep)
         register_router(app)
+        register_settlers(app)
         adopt(app)
 
     @overload

@@ -126,6 +126,29 @@ class Attempt:
         self._commit(self._row(text, None), Record(StepState.COMPLETED, 0, text, None))
         return str(value)
 
+    def conclude(self, text: str | None, error: dict[str, Any] | None, began: float) -> Any:
+        """Commit what became of what the step has started, and return or raise it.
+
+        Args:
+            text: The result as JSON, or None.
+            error: A description of the failure, or None.
+            began: How many seconds ago it was started.
+
+        Raises:
+            StepError: It failed.
+        """
+        self._number, self._began = 0, clock.monotonic() - began
+        if error is None:
+            try:
+                value = self._codec.load(text or "null")
+            except PayloadError as misfit:
+                error = describe(misfit)
+        if error is None:
+            self._commit(self._row(text, None), Record(StepState.COMPLETED, 0, text, None))
+            return value
+        self._commit(self._row(None, error), Record(StepState.FAILED, 0, None, dumps(error)))
+        raise step_error(self._key, error)
+
     def transaction(self, call: Callable[[Connection], Any]) -> Any:
         """As `run`, with the user's writes and the record in one commit.
 

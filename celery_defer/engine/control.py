@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from celery_defer.engine.matching import Awaited
+    from celery_defer.engine.ports import Births
 
 
 class Control(BaseException):
@@ -27,6 +28,7 @@ class Suspend(Control):
         known: The wait is recorded already.
         call: New arguments and message, if Celery's own ``retry()`` changed them.
         awaited: What event it waits for, if it does.
+        births: What starts with it, if it waits for that.
     """
 
     def __init__(  # noqa: PLR0913 - plain data
@@ -41,11 +43,12 @@ class Suspend(Control):
         known: bool = False,
         call: tuple[str, str, str] | None = None,
         awaited: Awaited | None = None,
+        births: Births | None = None,
     ) -> None:
         super().__init__(waiting_for, key)
         self.waiting_for, self.key, self.attempt, self.wake = waiting_for, key, attempt, wake
         self.error, self.cause, self.known, self.call = error, cause, known, call
-        self.awaited = awaited
+        self.awaited, self.births = awaited, births
 
 
 class LeaseLost(Control):

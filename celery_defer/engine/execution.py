@@ -17,6 +17,7 @@ from celery_defer.errors import LimitExceededError, NestedStepError
 from celery_defer.store import StoreAwayError
 from celery_defer.words import clock
 from celery_defer.words.records import Fence, ParentRef
+from celery_defer.words.states import WaitingFor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,6 +50,7 @@ class Wait:
     kind: str
     position: int
     wake_at: Any
+    at: Any
 
 
 class Execution:
@@ -105,7 +107,9 @@ class Execution:
                     self.records[row["id"]] = Record(row["state"], row["position"], row["result"], row["error"])
                     self._bytes += len(row["result"] or "")
                 case "wait":
-                    self.waits.setdefault(row["id"], []).append(Wait(row["kind"], row["position"], row["until"]))
+                    self.waits.setdefault(row["id"], []).append(
+                        Wait(row["kind"], row["position"], row["until"], row["at"])
+                    )
                 case _:
                     self.deferrals.load(row["id"], row["state"])
 
@@ -129,6 +133,11 @@ class Execution:
                 return store.deferrals.asked_at(connection, row["id"])
 
         return self.persist(find) or created
+
+    @property
+    def childless(self) -> bool:
+        """Whether none of its steps has started anything, as far as its records say."""
+        return not any(wait.kind == WaitingFor.INVOKE for waits in self.waits.values() for wait in waits)
 
     @property
     def is_replaying(self) -> bool:

@@ -36,12 +36,13 @@ from celery_defer.words.settings import PUBLISH_GRACE
 from celery_defer.words.states import RunState, WaitingFor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from sqlalchemy import Connection
 
     from celery_defer.engine.execution import Execution
+    from celery_defer.engine.ports import Births
     from celery_defer.words.codec import Codec
 
 logger = logging.getLogger("celery_defer.run")
@@ -78,12 +79,16 @@ class Finished:
         result: JSON text of the return value.
         error: What to raise.
         outgoing: Deferred runs, to be published once the outcome can be read.
+        row: The run's row, from before its end or after it.
+        childless: Whether it is known that none of its steps has started anything.
     """
 
     state: RunState
     result: str | None = None
     error: Exception | None = None
     outgoing: Outgoing = field(default_factory=Outgoing)
+    row: Mapping[Any, Any] = field(default_factory=dict)
+    childless: bool = False
 
 
 def execute(execution: Execution, body: Callable[[], Any], codec: Codec) -> Finished | Left:
@@ -95,7 +100,10 @@ def execute(execution: Execution, body: Callable[[], Any], codec: Codec) -> Fini
         codec: How the return value is written.
     """
     executor = _Executor(execution, codec)
-    return executor.settle(executor.run(body))
+    settled = executor.settle(executor.run(body))
+    if isinstance(settled, Left):
+        return settled
+    return replace(settled, row=execution.row, childless=execution.childless)
 
 
 class _Executor:
@@ -262,7 +270,19 @@ class _Executor:
             store.runs.rewrite_call(connection, execution.fence, *suspension.call)
         if execution.deferrals:
             done.published = execution.deferrals.write(connection, store, None)
+        if suspension.births is not None:
+            self._bear(connection, suspension.births, done)
         return wake_at
+
+    def _bear(self, connection: Connection, births: Births, done: _Suspended) -> None:
+        """Insert the rows of what the step starts; their ids are derived, so a second time inserts nothing."""
+        store, delayed = self._execution.host.store, PUBLISH_GRACE
+        new = store.runs.add(connection, births.runs)
+        called = store.calls.add(connection, births.calls)
+        now = [row for row in births.runs if row["id"] in new and row["delay"] == delayed]
+        calls = [row for row in births.calls if row["id"] in called and row["delay"] == delayed and row["eta"] is None]
+        first = done.published
+        done.published = replace(first, runs=[*first.runs, *now], calls=[*first.calls, *calls])
 
     def _arm(self, opened: Open) -> None:
         """Have events find the wait; what fails here is done by the sweep."""

@@ -7,10 +7,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from celery_defer.errors import StepError
+from celery_defer.errors import InvokeTimeoutError, StepError
 
 _PACKAGE = str(Path(__file__).parent.parent)
 _LONGEST = 64 * 1024
+_TIMEOUT = [f"{InvokeTimeoutError.__module__}.{InvokeTimeoutError.__qualname__}"]
 
 
 def describe(error: BaseException) -> dict[str, Any]:
@@ -21,7 +22,9 @@ def describe(error: BaseException) -> dict[str, Any]:
     Args:
         error: The exception.
     """
-    types = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__ if kind is not object]
+    types = type_names(type(error))
+    if isinstance(error, StepError):  # who catches it further up may ask for what it was caused by
+        types += [name for name in error.types if name not in types]
     return {
         "name": type(error).__name__,
         "message": _clean(_text(error)),
@@ -29,6 +32,11 @@ def describe(error: BaseException) -> dict[str, Any]:
         "types": types,
         "args": _arguments(error),
     }
+
+
+def type_names(kind: type[BaseException]) -> list[str]:
+    """Return the qualified names of an exception's class and its bases."""
+    return [f"{each.__module__}.{each.__qualname__}" for each in kind.__mro__ if each is not object]
 
 
 def dumps(description: dict[str, Any]) -> str:
@@ -48,7 +56,8 @@ def step_error(step_id: str, description: dict[str, Any]) -> StepError:
         description: From `describe`.
     """
     name, message = description["name"], description["message"]
-    return StepError(step_id, name, message, description["traceback"], tuple(description["types"]))
+    kind = InvokeTimeoutError if description["types"][:1] == _TIMEOUT else StepError
+    return kind(step_id, name, message, description["traceback"], tuple(description["types"]))
 
 
 def _arguments(error: BaseException) -> list[Any] | None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from celery_defer.engine.routing import Birth
     from celery_defer.store import Store
     from celery_defer.store.events import RecordedEvent
+    from celery_defer.words.codec import Codec
     from celery_defer.words.settings import Settings
 
 
@@ -42,6 +43,19 @@ class FrozenCall:
     args: str
     kwargs: str
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Births:
+    """What a step starts when its run is suspended to wait for it.
+
+    Attributes:
+        runs: Rows of pending runs; those with a ``delay`` of None are held back until others have ended.
+        calls: Rows of calls of plain targets.
+    """
+
+    runs: Sequence[dict[str, Any]] = ()
+    calls: Sequence[dict[str, Any]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +110,45 @@ class Host(Protocol):
 
         Args:
             event: The event.
+        """
+        ...
+
+    def freeze(self, execution: Execution, step_id: str, child_id: str, signature: Any) -> FrozenCall:
+        """Freeze what a step is to start.
+
+        Args:
+            execution: The run's.
+            step_id: The step, for errors.
+            child_id: The id that it gets.
+            signature: What the user gave.
+
+        Raises:
+            InvalidArgumentError: It can't be started.
+        """
+        ...
+
+    def freeze_each(
+        self, execution: Execution, step_id: str, child_ids: Sequence[str], task: Any, items: Sequence[Any]
+    ) -> Sequence[FrozenCall]:
+        """Freeze a call of a durable task for each of some items.
+
+        Args:
+            execution: The run's.
+            step_id: The step, for errors.
+            child_ids: The ids that they get.
+            task: What the user gave.
+            items: The task's only argument, each.
+
+        Raises:
+            InvalidArgumentError: One of them can't be started; the message says which.
+        """
+        ...
+
+    def codec_of(self, target: Any) -> Codec:
+        """Return how the result of a signature, or of a task's call, is read.
+
+        Args:
+            target: What the user gave.
         """
         ...
 

@@ -26,10 +26,12 @@ from celery_defer.words.states import StepKind, StepState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from contextvars import Token
 
     from sqlalchemy import Connection
 
+    from celery_defer.store import Store
     from celery_defer.words.codec import Codec
     from celery_defer.words.settings import RetryPolicy
 
@@ -42,11 +44,14 @@ class Options:
         retries: Attempts after the first, or None for the task's.
         timeout: Seconds that the body may take, or None.
         codec: How the result is written and read, or None to go by the function's annotation.
+        shared: Opens the transaction of `Attempt.transaction`: what the user's function gets, and our connection in it;
+            None for one on the store's own connection.
     """
 
     retries: int | None = None
     timeout: float | None = None
     codec: Codec | None = None
+    shared: Callable[[Store], AbstractContextManager[tuple[Any, Connection]]] | None = None
 
 
 class _RollBackError(Exception):
@@ -159,7 +164,8 @@ class Attempt:
         text, value, cancelled = "", None, False
         published = Outgoing()
         try:
-            with self._body(), self._doubted(lambda: text), store.shared() as (theirs, connection):
+            shared = store.shared() if self._options.shared is None else self._options.shared(store)
+            with self._body(), self._doubted(lambda: text), shared as (theirs, connection):
                 text, value = self._written(self._stayed(call(theirs)))
                 # last, so that a long transaction doesn't hold the run's row against the heartbeat
                 flag = store.steps.record(connection, execution.fence, self._row(text, None))

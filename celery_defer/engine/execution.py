@@ -13,7 +13,7 @@ from celery_defer.engine.control import Abort, Cancelled, Control, HandOver, Lea
 from celery_defer.engine.current import executing, stepping
 from celery_defer.engine.deferring import DeferralBook
 from celery_defer.engine.step_ids import check_id
-from celery_defer.errors import LimitExceededError, NestedStepError
+from celery_defer.errors import LimitExceededError, NestedStepError, NonRetriableError
 from celery_defer.store import StoreAwayError
 from celery_defer.words import clock
 from celery_defer.words.records import Fence, ParentRef
@@ -228,6 +228,9 @@ class Execution:
             self.leave(HandOver())
         if clock.monotonic() > self.deadline:
             self.confirm()
+        obstacle = self.host.obstacle(key)
+        if obstacle is not None:
+            raise NonRetriableError(obstacle)
         if key not in self._begun and len(self._begun) >= self.host.settings.limits.steps:
             reason = (
                 f"run {self.fence.run_id} has {self.host.settings.limits.steps} steps (defer_max_steps):"

@@ -155,6 +155,14 @@ class Host(Protocol):
     def routed(self, keys: Sequence[str]) -> None:
         """Note, a little later and for many in one statement, that events have reached everybody."""
 
+    def obstacle(self, step_id: str) -> str | None:
+        """Return why a step can't be run here and now, None if it can.
+
+        Args:
+            step_id: The step.
+        """
+        ...
+
     def stopping(self) -> bool:
         """Tell whether this worker is shutting down."""
         ...

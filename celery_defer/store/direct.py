@@ -58,7 +58,7 @@ class Direct:
         compiled = self._compiled
         if compiled is None:
             compiled = self._compiled = _Compiled(self._statement, connection.dialect, self._columns)
-        driver: Any = connection.connection.driver_connection
+        driver: Any = connection.connection.dbapi_connection  # of an async driver the one that looks like any other
         parameters, cursor = compiled.parameters(values), None
         try:
             cursor = driver.cursor()
@@ -123,7 +123,7 @@ class _Compiled:
         driver: Any = self._dialect.loaded_dbapi
         if not isinstance(error, driver.Error):
             return None
-        gone = self._dialect.is_disconnect(error, connection.connection.driver_connection, None)
+        gone = self._dialect.is_disconnect(error, connection.connection.dbapi_connection, None)
         if gone:
             connection.invalidate(error)
         found: BaseException = DBAPIError.instance(

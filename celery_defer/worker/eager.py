@@ -32,7 +32,7 @@ from celery_defer.engine.routing import Router
 from celery_defer.errors import DurableError
 from celery_defer.store.memory import MemoryStore
 from celery_defer.words.states import Trigger
-from celery_defer.worker import invoking
+from celery_defer.worker import django, invoking
 from celery_defer.worker.frozen import DEFERRAL, PARENT, thaw_signature
 from celery_defer.worker.triggering import Triggers
 
@@ -112,6 +112,10 @@ class EagerHost:
         else:
             self.store.clear()
             _spare.append(self.store)
+
+    def obstacle(self, step_id: str) -> str | None:
+        """Return why a step can't be run here and now: a transaction of Django's is open around it."""
+        return django.obstacle(step_id)
 
     def stopping(self) -> bool:
         """Tell whether this worker is shutting down: a run that nobody else can go on with doesn't care."""

@@ -290,6 +290,11 @@ def freeze_as_it_is(signature: Any, child_id: str, root_id: str) -> FrozenCall:
     return FrozenCall(signature.task, False, child_id, delay, eta, "[]", "{}", message)  # noqa: FBT003 - durable
 
 
+def is_durable(task: Any) -> bool:
+    """Tell whether a task object is a durable task."""
+    return getattr(task, "contract", None) is not None
+
+
 def target_of(signature: Any) -> Any:
     """Return the task of a signature, None of a canvas and of a task that isn't registered here."""
     if isinstance(signature, Chain | Chord | Group):

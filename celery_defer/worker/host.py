@@ -15,7 +15,7 @@ from celery_defer.engine.knowledge import Knowledge
 from celery_defer.engine.routing import Router
 from celery_defer.words import clock
 from celery_defer.words.states import RunState
-from celery_defer.worker import chords, flags, invoking
+from celery_defer.worker import chords, django, flags, invoking
 from celery_defer.worker.frozen import with_children
 from celery_defer.worker.heartbeat import Heartbeat
 from celery_defer.worker.publisher import Publisher
@@ -90,6 +90,10 @@ class Host:
         if self.registry is not None:
             self.registry.close()
         self._open()
+
+    def obstacle(self, step_id: str) -> str | None:
+        """Return why a step can't be run here and now: a transaction of Django's is open around it."""
+        return django.obstacle(step_id)
 
     def stopping(self) -> bool:
         """Tell whether this worker is shutting down."""

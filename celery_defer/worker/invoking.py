@@ -17,7 +17,7 @@ from celery_defer.engine.children import step_is_over
 from celery_defer.engine.failure import describe, dumps
 from celery_defer.errors import InvalidArgumentError, PayloadError
 from celery_defer.words.codec import PLAIN, plain
-from celery_defer.worker.frozen import freeze_under, target_of, trace_of
+from celery_defer.worker.frozen import freeze_under, is_durable, target_of, trace_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,11 +80,6 @@ def _settle(host: Host, call_id: str, move: str, result: str | None, error: str 
         call = store.children.call(connection, call_id)
     if call is not None and call["run_id"] is not None:
         step_is_over(host, call["run_id"], call["step_id"])
-
-
-def is_durable(task: Any) -> bool:
-    """Tell whether a task object is a durable task."""
-    return getattr(task, "contract", None) is not None
 
 
 def freeze(

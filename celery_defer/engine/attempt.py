@@ -89,7 +89,7 @@ class Attempt:
         self._began = clock.monotonic()
         self._mark = execution.deferrals.mark()
         self._sent: Mapping[str, Mapping[str, Any]] = {}
-        execution.on_new_ground = True
+        execution.enter_new_ground()
 
     def run(self, call: Callable[[], Any]) -> Any:
         """Run the body and return what a replay will return.
@@ -107,6 +107,10 @@ class Attempt:
         except BaseException as error:  # noqa: BLE001 - what doesn't fail the step is raised again
             self._raised(error, token)
         stepping.reset(token)
+        return self._landed(value)
+
+    def _landed(self, value: Any) -> Any:
+        """Record what the body returned, and return what a replay will return."""
         try:
             text, value = self._written(value)
         except _UnwritableError as unwritable:
@@ -152,7 +156,7 @@ class Attempt:
             return value
         self._committed(Record(StepState.COMPLETED, execution.position, text, None), published)
         if cancelled:
-            execution.cancelled = True
+            execution.trunk.cancelled = True
         return value
 
     @contextmanager
@@ -220,10 +224,13 @@ class Attempt:
         self._execution.leave(suspension)
 
     def _record_failure(self, error: BaseException, cause: BaseException) -> NoReturn:
-        description = describe(error)
+        description = self._described(error)
         self._execution.deferrals.drop(self._mark)
         self._commit(self._row(None, description), Record(StepState.FAILED, 0, None, dumps(description)))
         raise step_error(self._key, description) from cause
+
+    def _described(self, error: BaseException) -> dict[str, Any]:
+        return describe(error)
 
     def _row(self, text: str | None, description: dict[str, Any] | None) -> dict[str, Any]:
         return {
@@ -261,7 +268,7 @@ class Attempt:
             return
         self._committed(record, published)
         if cancelled:
-            execution.cancelled = True
+            execution.trunk.cancelled = True
 
     def _committed(self, record: Record, outgoing: Outgoing) -> None:
         execution = self._execution

@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from celery_defer.engine.control import Abort, Cancelled, Control, HandOver, LeaseLost, Suspend
 from celery_defer.engine.current import executing, stepping
 from celery_defer.engine.deferring import DeferralBook
-from celery_defer.engine.step_ids import check_id
+from celery_defer.engine.failure import step_error
+from celery_defer.engine.step_ids import check_id, check_key
 from celery_defer.errors import LimitExceededError, NestedStepError
 from celery_defer.store import StoreAwayError
 from celery_defer.words import clock
 from celery_defer.words.records import Fence, ParentRef
+from celery_defer.words.states import WaitingFor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from celery_defer.engine.looping import Flight
     from celery_defer.engine.ports import Host, Outgoing
     from celery_defer.words.settings import RetryPolicy
 
@@ -49,10 +52,13 @@ class Wait:
     kind: str
     position: int
     wake_at: Any
+    error: str | None = None
 
 
 class Execution:
     """One delivery of a run to a worker, from its claim to its end or suspension.
+
+    Its body is a strand of steps; a branch of it is another, which shares all that belongs to the run (`Branch`).
 
     Args:
         row: The run's row at the claim.
@@ -75,7 +81,12 @@ class Execution:
         self.row, self.host, self.policy = row, host, policy
         self.fence = Fence(row["id"], row["epoch"])
         self.claimed_at, self.deadline = claimed_at, deadline
+        self.trunk: Execution = self
+        self.prefix, self.body_key = "", BODY
         self.leaving: Control | None = None
+        self.doom: Control | None = None  # why no strand may go on
+        self.entering = False  # the body is called next
+        self.flight: Flight | None = None  # its steps, if the body is a coroutine
         self.cancelled = bool(row["cancel_requested"])
         self.final = False  # Celery's own retry() gave up: the body isn't repeated
         self.cancellable = False  # events may cancel it
@@ -90,11 +101,11 @@ class Execution:
         self._waited = sum(len(waits) for waits in self.waits.values())
         self._recorded = {key for key, waits in self.waits.items() if key != BODY and waits[-1].kind != "retry"}
         self._recorded |= self.records.keys()
-        self._begun = self._recorded | (self.waits.keys() - {BODY})
-        self._replayable = frozenset(self._begun)
+        self.begun = self._recorded | (self.waits.keys() - {BODY})
+        self.replayable = frozenset(self.begun)
         self.on_new_ground = False  # a step was run that had no record: what follows is no replay
-        self._asked: set[str] = set()
-        self._used: dict[str, int] = {}
+        self.asked: set[str] = set()
+        self.used: dict[str, int] = {}
         self._latest = -1
         self._reordered = False
 
@@ -105,7 +116,7 @@ class Execution:
                     self.records[row["id"]] = Record(row["state"], row["position"], row["result"], row["error"])
                     self._bytes += len(row["result"] or "")
                 case "wait":
-                    self.waits.setdefault(row["id"], []).append(Wait(row["kind"], row["position"], row["until"]))
+                    self.waits.setdefault(row["id"], []).append(Wait(row["kind"], row["position"], row["until"], row["error"]))
                 case _:
                     self.deferrals.load(row["id"], row["state"])
 
@@ -133,7 +144,11 @@ class Execution:
     @property
     def is_replaying(self) -> bool:
         """Whether some steps that were begun before the claim weren't asked for yet, and no other was run."""
-        return not self.on_new_ground and not self._replayable <= self._asked
+        return not self.on_new_ground and not self.replayable <= self.asked
+
+    def enter_new_ground(self) -> None:
+        """Note that a step is run that has no record: what follows is no replay."""
+        self.on_new_ground = True
 
     @property
     def position(self) -> int:
@@ -143,15 +158,20 @@ class Execution:
     @property
     def body_failures(self) -> int:
         """How often the body failed outside of steps."""
-        return len(self.waits.get(BODY, ()))
+        return len(self.waits.get(self.body_key, ()))
 
     @property
     def body_attempt(self) -> int:
         """How often the body failed since the run's latest record: each piece between steps has its own budget."""
-        latest = max((record.position for record in self.records.values()), default=-1)
-        sleeps = (wait.position for key in self.waits if key != BODY for wait in self.waits[key])
-        latest = max(latest, *sleeps, -1)
-        return sum(wait.position > latest for wait in self.waits.get(BODY, ()))
+        own = (record.position for key, record in self.records.items() if key.startswith(self.prefix))
+        sleeps = (
+            wait.position
+            for key in self.waits
+            if key != self.body_key and key.startswith(self.prefix)
+            for wait in self.waits[key]
+        )
+        latest = max([-1, *own, *sleeps])
+        return sum(wait.position > latest for wait in self.waits.get(self.body_key, ()))
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -173,9 +193,32 @@ class Execution:
         Raises:
             NonRetriableError: The id isn't text, is empty or too long.
         """
+        self.go_on()
+        check_id(step_id)
+        self.check_nesting(step_id)
+        key = self._indexed(self.named(step_id))
+        check_key(key, step_id)
+        self.asked.add(key)
+        self._note_order(key)
+        return key
+
+    def go_on(self) -> None:
+        """Leave the body again, if it was left, or if another branch found that no strand may go on."""
         if self.leaving is not None:
             raise self.leaving
-        check_id(step_id)
+        if self.trunk.doom is not None:
+            self.leave(self.trunk.doom)
+
+    def named(self, step_id: str) -> str:
+        """Return the key of an id's first use."""
+        return step_id
+
+    def check_nesting(self, step_id: str) -> None:
+        """Fail the run if a step is called inside a step.
+
+        Args:
+            step_id: The user's id.
+        """
         outer = stepping.get()
         if outer is not None:
             reason = (
@@ -183,18 +226,14 @@ class Execution:
                 " call it in the task's body, before or after"
             )
             self.leave(Abort(NestedStepError(reason)))
-        key = self._indexed(step_id)
-        self._asked.add(key)
-        self._note_order(key)
-        return key
 
-    def _indexed(self, step_id: str) -> str:
-        number = self._used.get(step_id, 0) + 1
-        key = step_id if number == 1 else f"{step_id}#{number}"
-        while key in self._asked:  # the user has a step of that very id
+    def _indexed(self, name: str) -> str:
+        number = self.used.get(name, 0) + 1
+        key = name if number == 1 else f"{name}#{number}"
+        while key in self.asked:  # the user has a step of that very id
             number += 1
-            key = f"{step_id}#{number}"
-        self._used[step_id] = number
+            key = f"{name}#{number}"
+        self.used[name] = number
         return key
 
     def _note_order(self, key: str) -> None:
@@ -213,18 +252,30 @@ class Execution:
         Args:
             key: The step that is about to begin.
         """
+        if self.trunk.doom is not None:
+            self.leave(self.trunk.doom)
         if self.cancelled:
             self.leave(Cancelled())
         if self.host.stopping():
             self.leave(HandOver())
         if clock.monotonic() > self.deadline:
             self.confirm()
-        if key not in self._begun and len(self._begun) >= self.host.settings.limits.steps:
+        self._wait_on(key)
+        if key not in self.begun and len(self.begun) >= self.host.settings.limits.steps:
             reason = (
                 f"run {self.fence.run_id} has {self.host.settings.limits.steps} steps (defer_max_steps):"
                 " let it start further runs for the rest"
             )
             self.leave(Abort(LimitExceededError(reason)))
+
+    def _wait_on(self, key: str) -> None:
+        """Go on waiting for the next attempt, if the run was woken by what another branch waits for."""
+        waits = self.waits.get(key)
+        if not waits or waits[-1].kind != WaitingFor.RETRY or waits[-1].wake_at <= self.claimed_at:
+            return
+        error = json.loads(waits[-1].error or "null")
+        cause = None if error is None else step_error(key, error)
+        self.leave(Suspend("retry", key, len(waits) - 1, waits[-1].wake_at, error=error, cause=cause, known=True))
 
     def confirm(self) -> None:
         """Have SQL say whether the lease is still ours, and whether the run is to be cancelled.
@@ -241,7 +292,7 @@ class Execution:
         flag = self.persist(renew, asked_at + lease)
         if flag is None:
             self.leave(LeaseLost())
-        self.deadline = asked_at + lease
+        self.trunk.deadline = asked_at + lease
         if flag:
             self.leave(Cancelled())
 
@@ -252,6 +303,8 @@ class Execution:
             Control: Always.
         """
         self.leaving = control
+        if not isinstance(control, (Suspend, HandOver)):
+            self.trunk.doom = self.trunk.doom or control
         raise control
 
     def persist(self, attempt: Callable[[], Any], until: float | None = None) -> Any:
@@ -291,11 +344,12 @@ class Execution:
             record: What was recorded.
         """
         self.records[key] = record
-        self._begun.add(key)
-        self._bytes += len(record.result or "")
-        if self._bytes > self.host.settings.limits.run_bytes:
+        self.begun.add(key)
+        trunk = self.trunk
+        trunk._bytes += len(record.result or "")
+        if trunk._bytes > self.host.settings.limits.run_bytes:
             reason = (
-                f"the results of run {self.fence.run_id} have {self._bytes} bytes; the limit is"
+                f"the results of run {self.fence.run_id} have {trunk._bytes} bytes; the limit is"
                 f" {self.host.settings.limits.run_bytes} (defer_max_run_bytes): store large data elsewhere"
                 " and return its key"
             )
@@ -326,6 +380,6 @@ class Execution:
 
     def note_unasked(self) -> None:
         """Log the records of a finished run that its body didn't ask for."""
-        unasked = sorted(self._recorded - self._asked)
+        unasked = sorted(self._recorded - self.asked)
         if unasked:
             logger.warning(_UNASKED, extra={"run_id": self.fence.run_id, "task": self.row["task"], "steps": unasked})

@@ -31,6 +31,17 @@ def describe(error: BaseException) -> dict[str, Any]:
     }
 
 
+def originally(error: StepError, description: dict[str, Any]) -> dict[str, Any]:
+    """Return the description of a branch that a failed step of it has ended: the step's own error tells more.
+
+    Args:
+        error: What the branch raised.
+        description: From `describe`.
+    """
+    own = {"name": error.name, "message": error.message, "types": [*error.types]}
+    return {**description, **own, "traceback": error.traceback or description["traceback"]}
+
+
 def dumps(description: dict[str, Any]) -> str:
     """Return a description as JSON text.
 

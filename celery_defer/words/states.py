@@ -91,6 +91,7 @@ class StepKind(StrEnum):
     SLEEP = "sleep"
     EVENT = "event"
     SEND = "send"
+    BRANCH = "branch"
 
 
 class When(StrEnum):

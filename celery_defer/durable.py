@@ -19,14 +19,14 @@ from celery_defer.worker.router import register_router, send, send_in
 from celery_defer.worker.sweeper import SweeperStep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
     from datetime import datetime
 
     from celery_defer.events import Event
     from celery_defer.store import Store
     from celery_defer.words.records import Run
     from celery_defer.words.settings import Settings
-    from celery_defer.worker.typed import BoundDecorator, Decorator, DurableTask
+    from celery_defer.worker.typed import AsyncDurableTask, BoundDecorator, Decorator, DurableTask
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -74,6 +74,9 @@ class Durable:
         app.steps["consumer"].add(ControlStep)
         register_router(app)
         adopt(app)
+
+    @overload
+    def task(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncDurableTask[P, R]: ...
 
     @overload
     def task(self, fn: Callable[P, R], /) -> DurableTask[P, R]: ...

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
 
-from celery_defer.engine.current import executing
+from celery_defer.engine.calling import called
+from celery_defer.engine.current import executing, stepping
 from celery_defer.engine.entering import inside, outside
 from celery_defer.engine.steps import step
-from celery_defer.errors import NotInRunError
+from celery_defer.errors import NonRetriableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from celery_defer.engine.steps import StepRunner, TypedRunner
+    from celery_defer.engine.steps import StepRunner
     from celery_defer.events import Event, EventType
 
 P = ParamSpec("P")
@@ -34,7 +34,7 @@ class AsyncStepRunner:
 
     __slots__ = ("_runner",)
 
-    def __init__(self, runner: StepRunner | TypedRunner[Any]) -> None:
+    def __init__(self, runner: StepRunner) -> None:
         self._runner = runner
 
     @overload
@@ -53,8 +53,10 @@ class AsyncStepRunner:
         """
         if executing.get() is None:
             outside(id)
-            return _called(fn, args, kwargs)
-        return _flying(id, self._runner.run(id, fn, *args, **kwargs))
+            return called(fn, args, kwargs, self._runner.timeout)
+        _check(id, "run")
+        flight: Any = self._runner.run(id, fn, *args, **kwargs)
+        return cast("Coroutine[Any, Any, Any]", flight)
 
     @overload
     def transaction(
@@ -73,8 +75,9 @@ class AsyncStepRunner:
 
     def transaction(self, id: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
         """As ``step.transaction``, to be awaited."""
-        inside(id, "astep.transaction")
-        return _flying(id, self._runner.transaction(id, fn, *args, **kwargs))
+        _check(id, "transaction")
+        flight: Any = self._runner.transaction(id, fn, *args, **kwargs)
+        return cast("Coroutine[Any, Any, Any]", flight)
 
 
 class AsyncTypedRunner(Protocol[R_co]):
@@ -125,13 +128,15 @@ class AsyncStepApi(AsyncStepRunner):
 
     def sleep(self, id: str, duration: float | str | timedelta, /) -> Coroutine[Any, Any, None]:
         """As ``step.sleep``, to be awaited."""
-        inside(id, "astep.sleep")
-        return _flying(id, step.sleep(id, duration))  # type: ignore[func-returns-value]
+        _check(id, "sleep")
+        flight: Any = step.sleep(id, duration)  # type: ignore[func-returns-value]
+        return cast("Coroutine[Any, Any, Any]", flight)
 
     def sleep_until(self, id: str, when: datetime | str, /) -> Coroutine[Any, Any, None]:
         """As ``step.sleep_until``, to be awaited."""
-        inside(id, "astep.sleep_until")
-        return _flying(id, step.sleep_until(id, when))  # type: ignore[func-returns-value]
+        _check(id, "sleep_until")
+        flight: Any = step.sleep_until(id, when)  # type: ignore[func-returns-value]
+        return cast("Coroutine[Any, Any, Any]", flight)
 
     @overload
     def wait_for_event(
@@ -177,22 +182,25 @@ class AsyncStepApi(AsyncStepRunner):
 
     def wait_for_event(self, id: str, event: Any, /, **options: Any) -> Any:
         """As ``step.wait_for_event``, to be awaited."""
-        inside(id, "astep.wait_for_event")
-        return _flying(id, step.wait_for_event(id, event, **options))
+        _check(id, "wait_for_event")
+        flight: Any = step.wait_for_event(id, event, **options)
+        return cast("Coroutine[Any, Any, Any]", flight)
 
     def send_event(self, id: str, event: Event[Any], /) -> Coroutine[Any, Any, str]:
         """As ``step.send_event``, to be awaited."""
-        inside(id, "astep.send_event")
-        return _flying(id, step.send_event(id, event))
+        _check(id, "send_event")
+        flight: Any = step.send_event(id, event)
+        return cast("Coroutine[Any, Any, Any]", flight)
 
 
-async def _called(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    value = fn(*args, **kwargs)
-    return await value if inspect.iscoroutine(value) else value
+def _check(step_id: str, name: str) -> None:
+    execution = inside(step_id, f"astep.{name}")
+    if execution.flight is None and stepping.get() is None:
+        reason = (
+            f"astep.{name}({step_id!r}) was called in a plain body, which can't await it: make the durable task an"
+            f" async def, or call step.{name}"
+        )
+        raise NonRetriableError(reason)
 
 
-def _flying(step_id: str, value: Any) -> Any:
-    return value
-
-
-astep = AsyncStepApi()
+astep = AsyncStepApi(step)

@@ -40,6 +40,26 @@ def call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], 
     return _run(_within(value, timeout)) if inspect.iscoroutine(value) else value
 
 
+async def called(
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    timeout: float | None,  # noqa: ASYNC109 - the step's
+) -> Any:
+    """As `call`, in the caller's loop; a plain function isn't interrupted there.
+
+    Args:
+        fn: The function.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        timeout: Seconds that it may take, or None.
+    """
+    value = fn(*args, **kwargs)
+    if not inspect.iscoroutine(value):
+        return value
+    return await (value if timeout is None else _within(value, timeout))
+
+
 def _run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine to its end: in the loop of the async body that the step belongs to, if there is one."""
     strand = executing.get()
@@ -48,7 +68,7 @@ def _run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(coroutine)
 
 
-async def _within(coroutine: Any, timeout: float) -> Any:  # noqa: ASYNC109 - the caller has no loop
+async def _within(coroutine: Any, timeout: float) -> Any:  # noqa: ASYNC109 - the step's
     limit = asyncio.timeout(timeout)
     try:
         async with limit:

@@ -42,6 +42,11 @@ class StepRunner:
     def __init__(self, options: Options) -> None:
         self._options = options
 
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that a step's body may take, or None."""
+        return self._options.timeout
+
     @overload
     def run(self, id: str, fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
 

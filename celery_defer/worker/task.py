@@ -241,6 +241,7 @@ class DurableMixin(BodyMixin):
             begin(self, execution)
             args, kwargs = self.contract.build(*plain, whole=event is not None)
             self._before_start(request)
+            execution.entering = True
             value = super().__call__(*args, **kwargs)
         except Retry as again:
             request.defer_again = request.get("defer_again") or again

@@ -83,9 +83,7 @@ class AsyncStepRunner:
 class AsyncTypedRunner(Protocol[R_co]):
     """An `AsyncStepRunner` whose results are of the type given as ``returns``."""
 
-    def run(
-        self, id: str, fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[Any, Any, R_co]:
+    def run(self, id: str, fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:
         """As `AsyncStepRunner.run`."""
         ...
 

@@ -96,7 +96,7 @@ class Execution:
         self.records: dict[str, Record] = {}
         self.waits: dict[str, list[Wait]] = {}
         self.deferrals = DeferralBook(row, host.settings.limits)
-        self._bytes = 0
+        self.bytes = 0
         self._load(history)
         self._waited = sum(len(waits) for waits in self.waits.values())
         self._recorded = {key for key, waits in self.waits.items() if key != BODY and waits[-1].kind != "retry"}
@@ -114,9 +114,11 @@ class Execution:
             match row["source"]:
                 case "step":
                     self.records[row["id"]] = Record(row["state"], row["position"], row["result"], row["error"])
-                    self._bytes += len(row["result"] or "")
+                    self.bytes += len(row["result"] or "")
                 case "wait":
-                    self.waits.setdefault(row["id"], []).append(Wait(row["kind"], row["position"], row["until"], row["error"]))
+                    self.waits.setdefault(row["id"], []).append(
+                        Wait(row["kind"], row["position"], row["until"], row["error"])
+                    )
                 case _:
                     self.deferrals.load(row["id"], row["state"])
 
@@ -326,7 +328,7 @@ class Execution:
             where: What returned it.
             size: Its bytes as JSON.
         """
-        limit, name = self.host.settings.limits.step_bytes, "defer_max_step_bytes"
+        limit, name = self.host.settings.limits.stepbytes, "defer_max_stepbytes"
         if size <= min(limit, self.host.store.largest):
             return None
         if self.host.store.largest < limit:
@@ -346,11 +348,11 @@ class Execution:
         self.records[key] = record
         self.begun.add(key)
         trunk = self.trunk
-        trunk._bytes += len(record.result or "")
-        if trunk._bytes > self.host.settings.limits.run_bytes:
+        trunk.bytes += len(record.result or "")
+        if trunk.bytes > self.host.settings.limits.runbytes:
             reason = (
-                f"the results of run {self.fence.run_id} have {trunk._bytes} bytes; the limit is"
-                f" {self.host.settings.limits.run_bytes} (defer_max_run_bytes): store large data elsewhere"
+                f"the results of run {self.fence.run_id} have {trunk.bytes} bytes; the limit is"
+                f" {self.host.settings.limits.runbytes} (defer_max_runbytes): store large data elsewhere"
                 " and return its key"
             )
             self.leave(Abort(LimitExceededError(reason)))

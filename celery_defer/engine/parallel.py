@@ -11,7 +11,6 @@ from celery_defer.engine import looping
 from celery_defer.engine.attempt import Attempt, Options, pause, replay
 from celery_defer.engine.branch import Branch
 from celery_defer.engine.control import Control, LeaseLost, Suspend, together
-from celery_defer.engine.execution import Record
 from celery_defer.engine.failure import describe, originally
 from celery_defer.engine.step_ids import check_key
 from celery_defer.errors import (
@@ -23,7 +22,7 @@ from celery_defer.errors import (
     StepError,
 )
 from celery_defer.words.codec import result_codec
-from celery_defer.words.states import StepKind, StepState
+from celery_defer.words.states import StepKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

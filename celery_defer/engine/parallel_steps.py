@@ -35,13 +35,26 @@ class ParallelSteps:
     def parallel(self, a: Callable[[], A], b: Callable[[], B], c: Callable[[], C], /) -> tuple[A, B, C]: ...
 
     @overload
-    def parallel(self, a: Callable[[], A], b: Callable[[], B], c: Callable[[], C], d: Callable[[], D], /) -> tuple[A, B, C, D]: ...
+    def parallel(
+        self, a: Callable[[], A], b: Callable[[], B], c: Callable[[], C], d: Callable[[], D], /
+    ) -> tuple[A, B, C, D]: ...
 
     @overload
-    def parallel(self, a: Callable[[], A], b: Callable[[], B], c: Callable[[], C], d: Callable[[], D], e: Callable[[], E], /) -> tuple[A, B, C, D, E]: ...
+    def parallel(
+        self, a: Callable[[], A], b: Callable[[], B], c: Callable[[], C], d: Callable[[], D], e: Callable[[], E], /
+    ) -> tuple[A, B, C, D, E]: ...
 
     @overload
-    def parallel(self, a: Callable[[], A], b: Callable[[], B], c: Callable[[], C], d: Callable[[], D], e: Callable[[], E], f: Callable[[], F], /) -> tuple[A, B, C, D, E, F]: ...
+    def parallel(
+        self,
+        a: Callable[[], A],
+        b: Callable[[], B],
+        c: Callable[[], C],
+        d: Callable[[], D],
+        e: Callable[[], E],
+        f: Callable[[], F],
+        /,
+    ) -> tuple[A, B, C, D, E, F]: ...
 
     @overload
     def parallel(self, /, *callables: Callable[[], T]) -> list[T]: ...

@@ -1,6 +1,7 @@
 """DBOS in a process of its own: reads ``workload count repeats`` lines and answers with seconds."""
 
 import os
+import random
 import sys
 import time
 
@@ -33,6 +34,12 @@ def sleeper(seconds: float) -> float:
     return time.time() - wanted
 
 
+@DBOS.workflow()
+def waiter() -> float:
+    DBOS.recv("paid", timeout_seconds=60)
+    return time.time()
+
+
 def throughput(count: int, repeats: int) -> float:
     begun = time.perf_counter()
     handles = [DBOS.start_workflow(steps, count) for _ in range(repeats)]
@@ -49,6 +56,17 @@ def latencies(repeats: int) -> list[float]:
     return found
 
 
+def events(repeats: int) -> list[float]:
+    found = []
+    for _ in range(repeats):
+        handle = DBOS.start_workflow(waiter)
+        time.sleep(random.uniform(0.05, 0.07))  # until it waits
+        sent = time.time()
+        DBOS.send(handle.get_workflow_id(), "an event", topic="paid")
+        found.append(handle.get_result() - sent)
+    return found
+
+
 def main() -> None:
     DBOS.launch()
     print("ready", flush=True)
@@ -58,6 +76,8 @@ def main() -> None:
             print(throughput(int(count), int(repeats)), flush=True)
         elif workload == "latency":
             print(*latencies(int(repeats)), flush=True)
+        elif workload == "event":
+            print(*events(int(repeats)), flush=True)
         else:
             print(*(DBOS.start_workflow(sleeper, float(count)).get_result() for _ in range(int(repeats))), flush=True)
     os._exit(0)

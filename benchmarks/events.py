@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import tempfile
 from contextlib import ExitStack
+from importlib.util import find_spec
 
 from rich.console import Console
 
 from benchmarks.measuring import measure, show
-from benchmarks.processes import POSTGRES, Worker
+from benchmarks.processes import POSTGRES, Dbos, Worker
 from benchmarks.routing import routing
 from benchmarks.waits import Waits
 from benchmarks.waking import CONTENDERS, waking
@@ -40,7 +41,11 @@ def wakings(server, arguments, console):
         modules = [each.module() for each in (pg, lite)]
         for module in modules:
             module.durable.prepare()
-        table = [each for each in waking(*modules) if arguments.only in each.name]
+        dbos = None
+        if find_spec("dbos") is not None:
+            dbos = Dbos(POSTGRES)
+            stack.callback(dbos.close)
+        table = [each for each in waking(*modules, dbos) if arguments.only in each.name]
         if table:
             show("events and time", CONTENDERS, table, measure(table, arguments.rounds, console), console)
 

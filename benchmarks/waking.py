@@ -11,14 +11,14 @@ from sqlalchemy import func, insert, select
 
 from benchmarks.measuring import Workload
 from benchmarks.processes import seconds, until
-from benchmarks.workloads import PLAIN, apart, countdowns, latency
+from benchmarks.workloads import DBOS, PLAIN, apart, countdowns, latency
 from celery_defer import Event
 
 if TYPE_CHECKING:
     from celery_defer.store import Store
 
 POSTGRESQL, SQLITE = "PostgreSQL", "SQLite"
-CONTENDERS = {POSTGRESQL: POSTGRESQL, SQLITE: SQLITE, PLAIN: PLAIN}
+CONTENDERS = {POSTGRESQL: POSTGRESQL, SQLITE: SQLITE, PLAIN: POSTGRESQL, DBOS: POSTGRESQL}
 MANY = 10_000
 # Seconds in which so many sleeping runs can be written, before they are due.
 _AHEAD = 15.0
@@ -26,12 +26,13 @@ _LONG = 3600.0
 _number = itertools.count(1)
 
 
-def waking(pg: Any, lite: Any) -> list[Workload]:
+def waking(pg: Any, lite: Any, dbos: Any) -> list[Workload]:
     """Make the rows.
 
     Args:
         pg: The application on PostgreSQL; a second worker of its namespace has the queue ``quick``.
         lite: The same on SQLite, without that worker.
+        dbos: DBOS's process, or None.
     """
     drained: list[list[float]] = []
 
@@ -39,11 +40,16 @@ def waking(pg: Any, lite: Any) -> list[Workload]:
         drained.append(due_at_once(pg))
         return drained[-1][:1]
 
-    return [
+    def others() -> list[float]:
+        """Those of the latest drain, whose row may have been left out."""
+        return drained[-1][2:] if drained else due_at_once(pg)[2:]
+
+    table = [
         Workload("send_event to the line after wait_for_event; .delay() to the first line", "ms", "10 / 30", {
             POSTGRESQL: lambda: woken(pg, 40),
             SQLITE: lambda: woken(lite, 40),
             PLAIN: lambda: latency(pg.plain_stamp, 40),
+            DBOS: lambda: [1000 * value for value in dbos.ask("event", 0, 20)],
         }),
         Workload("timeout of 2 s; countdown of 2 s: late by", "ms", "p99 25", {
             POSTGRESQL: lambda: timed_out(pg, 20),
@@ -64,10 +70,12 @@ def waking(pg: Any, lite: Any) -> list[Workload]:
         }),
         Workload(f"{MANY:,} sleeping runs due at once: woken", "/s", "", {POSTGRESQL: drain}),
         Workload("the same, to the end of the last one", "/s", "", {POSTGRESQL: lambda: drained[-1][1:2]}),
-        Workload("ten sleeps due in the two seconds after them: late by", "ms", "", {
-            POSTGRESQL: lambda: drained[-1][2:],
-        }),
+        Workload("ten sleeps due in the two seconds after them: late by", "ms", "", {POSTGRESQL: others}),
     ]  # fmt: skip
+    if dbos is None:
+        for each in table:
+            each.work.pop(DBOS, None)
+    return table
 
 
 def woken(module: Any, repeats: int) -> list[float]:

@@ -11,7 +11,9 @@ from celery_defer.store import schema
 from celery_defer.words.durations import moment
 from celery_defer.worker import eager, processes
 from celery_defer.worker.config import Config
+from celery_defer.worker.enqueueing import enqueue
 from celery_defer.worker.host import Host
+from celery_defer.worker.invoking import register_settlers
 from celery_defer.worker.reading import RunPage, cursor_of, page_of, place_of, run_of
 from celery_defer.worker.registration import adopt, composed, register, shared
 from celery_defer.worker.revoke import ControlStep
@@ -19,14 +21,23 @@ from celery_defer.worker.router import register_router, send, send_in
 from celery_defer.worker.sweeper import SweeperStep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
     from datetime import datetime
 
     from celery_defer.events import Event
     from celery_defer.store import Store
     from celery_defer.words.records import Run
     from celery_defer.words.settings import Settings
-    from celery_defer.worker.typed import AsyncDurableTask, BoundDecorator, Decorator, DurableTask
+    from celery_defer.worker.typed import (
+        AsyncDurableTask,
+        AsyncTransaction,
+        BoundDecorator,
+        Canvas,
+        Decorator,
+        DurableTask,
+        TaskResult,
+        TaskSignature,
+    )
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -73,6 +84,7 @@ class Durable:
         app.steps["worker"].add(SweeperStep)
         app.steps["consumer"].add(ControlStep)
         register_router(app)
+        register_settlers(app)
         adopt(app)
 
     @overload
@@ -268,7 +280,13 @@ class Durable:
         host, store = self._home(run_id)
         host.publish(cancel(store, run_id))
 
-    def send_event(self, event: Event[Any], session: Any = None) -> str:
+    @overload
+    def send_event(self, event: Event[Any], session: AsyncTransaction) -> Awaitable[str]: ...
+
+    @overload
+    def send_event(self, event: Event[Any], session: Any = None) -> str: ...
+
+    def send_event(self, event: Event[Any], session: Any = None) -> Any:
         """Send an event: it starts, wakes and cancels the runs that it concerns.
 
         Without a session it is as durable as the broker until a router has recorded it, and ``task_always_eager`` has
@@ -276,7 +294,7 @@ class Durable:
 
         Args:
             event: The event.
-            session: An SQLAlchemy session or connection on the defer database: the event is recorded in its
+            session: A session or connection on the defer database, as of `enqueue`: the event is recorded in its
                 transaction, and routed if that commits.
 
         Returns:
@@ -293,6 +311,8 @@ class Durable:
         """
         if session is None:
             return self.send_events([event])[0]
+        if hasattr(session, "run_sync"):
+            return session.run_sync(lambda inner: self.send_event(event, inner))
         # the checked store: a process that sends may be the first one to need the tables
         return send_in(session, self.store, self.host, written(event, self.settings.event_bytes))
 
@@ -312,6 +332,42 @@ class Durable:
         checked = [written(event, self.settings.event_bytes) for event in events]
         is_eager = self.app.conf.task_always_eager
         return eager.send(self, checked) if is_eager else send(self.app, checked, self.settings.queue)
+
+    @overload
+    def enqueue(self, signature: TaskSignature[R], session: AsyncTransaction, /) -> Awaitable[TaskResult[R]]: ...
+
+    @overload
+    def enqueue(self, signature: TaskSignature[R], session: Any, /) -> TaskResult[R]: ...
+
+    @overload
+    def enqueue(self, signature: Canvas, session: Any, /) -> Any: ...
+
+    def enqueue(self, signature: Any, session: Any, /) -> Any:
+        """Write a call into the caller's own transaction: it is published if that commits, else it never existed.
+
+        A durable task then runs exactly once; a plain task or a canvas is published at least once, always with the same
+        ids. If the process dies right after the commit, the sweep publishes it. ``task_always_eager`` has it executed
+        after the commit.
+
+        Args:
+            signature: Any Celery signature, with its own countdown, queue and priority.
+            session: An SQLAlchemy session or connection on the defer database, or ``django.db.connection`` if that is
+                the defer database. With an ``AsyncSession`` or ``AsyncConnection`` the call is to be awaited.
+
+        Returns:
+            Celery's ``AsyncResult``.
+
+        Raises:
+            PayloadError: It is no signature, or its arguments don't fit.
+            ConfigError: The session is none, or on another database.
+            SchemaError: The tables can't be used.
+
+        Example:
+            ``durable.enqueue(process_order.si(order), session)``
+        """
+        if hasattr(session, "run_sync"):
+            return session.run_sync(lambda inner: self.enqueue(signature, inner))
+        return enqueue(self.host, self.store, signature, session)
 
     def abort(self, run_id: str, deferral_id: str) -> None:
         """Take a deferral back from outside of its run.

@@ -59,6 +59,28 @@ class InterruptedDemoError(BaseException):
     """Ctrl-C or SIGTERM; not a KeyboardInterrupt, after which Python may end itself by SIGINT though it was caught."""
 
 
+class Interrupt:
+    """The handler of signals that end the demo.
+
+    What it raises is lost if the signal comes while Python collects garbage, so it is remembered too.
+    """
+
+    came = False
+
+    def __call__(self, *_: object) -> NoReturn:
+        """Leave whatever is being done."""
+        self.came = True
+        raise InterruptedDemoError
+
+    def check(self) -> None:
+        """Leave it now, if that failed when the signal came."""
+        if self.came:
+            raise InterruptedDemoError
+
+
+interrupt = Interrupt()
+
+
 class Demo:
     """One run of the demo.
 
@@ -113,6 +135,7 @@ class Demo:
             self.story.progress(f"{line}: {orders} orders done, {over} runs over{waiting}")
             if condition(runs):
                 return
+            interrupt.check()
             self.children.check()
             if time.monotonic() > deadline:
                 message = f"after {PATIENCE:g} s still not true: {what}; the runs are {dict(counted)}"
@@ -178,6 +201,7 @@ class Demo:
         """
         deadline = time.monotonic() + PATIENCE / 4
         while True:
+            interrupt.check()
             self.children.check()
             worker.signal_group(signal.SIGSTOP)
             try:
@@ -251,7 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(highlight=False)
     console.width = min(console.width, WIDTH)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        signal.signal(number, interrupt)
     story = Story(console)
     try:
         return 0 if _demo(story, console, lines) else 1
@@ -301,10 +325,6 @@ def _demo(story: Story, console: Console, lines: list[str]) -> bool:
         verdict = "Nothing was lost, nothing was done twice." if good else "A check does not hold: see above."
         console.print(Text(f"{verdict} ({story.elapsed:.0f} s)", "bold green" if good else "bold red"))
         return good
-
-
-def _interrupt(*_: object) -> NoReturn:
-    raise InterruptedDemoError
 
 
 if __name__ == "__main__":

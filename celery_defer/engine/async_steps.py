@@ -11,11 +11,12 @@ from celery_defer.engine.steps import step
 from celery_defer.errors import NonRetriableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
     from datetime import datetime, timedelta
 
     from sqlalchemy import Connection
 
+    from celery_defer.engine.child_steps import Typed
     from celery_defer.engine.steps import StepRunner
     from celery_defer.events import Event, EventType
 
@@ -127,13 +128,13 @@ class AsyncStepApi(AsyncStepRunner):
     def sleep(self, id: str, duration: float | str | timedelta, /) -> Coroutine[Any, Any, None]:
         """As ``step.sleep``, to be awaited."""
         _check(id, "sleep")
-        flight: Any = step.sleep(id, duration)  # type: ignore[func-returns-value]
+        flight: Any = step.sleep(id, duration)
         return cast("Coroutine[Any, Any, Any]", flight)
 
     def sleep_until(self, id: str, when: datetime | str, /) -> Coroutine[Any, Any, None]:
         """As ``step.sleep_until``, to be awaited."""
         _check(id, "sleep_until")
-        flight: Any = step.sleep_until(id, when)  # type: ignore[func-returns-value]
+        flight: Any = step.sleep_until(id, when)
         return cast("Coroutine[Any, Any, Any]", flight)
 
     @overload
@@ -183,6 +184,39 @@ class AsyncStepApi(AsyncStepRunner):
         _check(id, "wait_for_event")
         flight: Any = step.wait_for_event(id, event, **options)
         return cast("Coroutine[Any, Any, Any]", flight)
+
+    @overload
+    def invoke(
+        self, id: str, signature: Typed[R], /, *, timeout: float | str | timedelta | None = None, detached: bool = False
+    ) -> Coroutine[Any, Any, R]: ...
+
+    @overload
+    def invoke(
+        self, id: str, signature: Any, /, *, timeout: float | str | timedelta | None = None, detached: bool = False
+    ) -> Coroutine[Any, Any, Any]: ...
+
+    def invoke(self, id: str, signature: Any, /, **options: Any) -> Coroutine[Any, Any, Any]:
+        """As ``step.invoke``, to be awaited."""
+        _check(id, "invoke")
+        flight: Any = step.invoke(id, signature, **options)
+        return cast("Coroutine[Any, Any, Any]", flight)
+
+    def map(
+        self,
+        id: str,
+        task: Callable[[T], R],
+        items: Iterable[T],
+        /,
+        *,
+        max_concurrency: int | None = None,
+        timeout: float | str | timedelta | None = None,
+        detached: bool = False,
+    ) -> Coroutine[Any, Any, list[R]]:
+        """As ``step.map``, to be awaited."""
+        _check(id, "map")
+        options: Any = {"max_concurrency": max_concurrency, "timeout": timeout, "detached": detached}
+        flight: Any = step.map(id, task, items, **options)
+        return cast("Coroutine[Any, Any, list[R]]", flight)
 
     def send_event(self, id: str, event: Event[Any], /) -> Coroutine[Any, Any, str]:
         """As ``step.send_event``, to be awaited."""

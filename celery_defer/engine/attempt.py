@@ -10,28 +10,29 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery_defer.engine.control import LeaseLost, Suspend
 from celery_defer.engine.current import stepping
-from celery_defer.engine.execution import LONGEST_WAIT, Execution, Record
 from celery_defer.engine.failure import describe, dumps, step_error
+from celery_defer.engine.pausing import pause
 from celery_defer.engine.ports import Outgoing
+from celery_defer.engine.strand import Record
 from celery_defer.errors import (
     NonRetriableError,
     PayloadError,
-    RetryAfterError,
 )
 from celery_defer.words import clock
 from celery_defer.words.codec import result_codec
-from celery_defer.words.durations import retry_after
 from celery_defer.words.settings import PUBLISH_GRACE
 from celery_defer.words.states import StepKind, StepState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from contextvars import Token
 
     from sqlalchemy import Connection
 
+    from celery_defer.engine.execution import Execution
+    from celery_defer.store import Store
     from celery_defer.words.codec import Codec
-    from celery_defer.words.settings import RetryPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +43,14 @@ class Options:
         retries: Attempts after the first, or None for the task's.
         timeout: Seconds that the body may take, or None.
         codec: How the result is written and read, or None to go by the function's annotation.
+        shared: Opens the transaction of `Attempt.transaction`: what the user's function gets, and our connection in it;
+            None for one on the store's own connection.
     """
 
     retries: int | None = None
     timeout: float | None = None
     codec: Codec | None = None
+    shared: Callable[[Store], AbstractContextManager[tuple[Any, Connection]]] | None = None
 
 
 class _RollBackError(Exception):
@@ -130,6 +134,29 @@ class Attempt:
         self._commit(self._row(text, None), Record(StepState.COMPLETED, 0, text, None))
         return str(value)
 
+    def conclude(self, text: str | None, error: dict[str, Any] | None, began: float) -> Any:
+        """Commit what became of what the step has started, and return or raise it.
+
+        Args:
+            text: The result as JSON, or None.
+            error: A description of the failure, or None.
+            began: How many seconds ago it was started.
+
+        Raises:
+            StepError: It failed.
+        """
+        self._number, self._began = 0, clock.monotonic() - began
+        if error is None:
+            try:
+                value = self._codec.load(text or "null")
+            except PayloadError as misfit:
+                error = describe(misfit)
+        if error is None:
+            self._commit(self._row(text, None), Record(StepState.COMPLETED, 0, text, None))
+            return value
+        self._commit(self._row(None, error), Record(StepState.FAILED, 0, None, dumps(error)))
+        raise step_error(self._key, error)
+
     def transaction(self, call: Callable[[Connection], Any]) -> Any:
         """As `run`, with the user's writes and the record in one commit.
 
@@ -140,7 +167,8 @@ class Attempt:
         text, value, cancelled = "", None, False
         published = Outgoing()
         try:
-            with self._body(), self._doubted(lambda: text), store.shared() as (theirs, connection):
+            shared = store.shared() if self._options.shared is None else self._options.shared(store)
+            with self._body(), self._doubted(lambda: text), shared as (theirs, connection):
                 text, value = self._written(self._stayed(call(theirs)))
                 # last, so that a long transaction doesn't hold the run's row against the heartbeat
                 flag = store.steps.record(connection, execution.fence, self._row(text, None))
@@ -224,13 +252,10 @@ class Attempt:
         self._execution.leave(suspension)
 
     def _record_failure(self, error: BaseException, cause: BaseException) -> NoReturn:
-        description = self._described(error)
+        description = describe(error)
         self._execution.deferrals.drop(self._mark)
         self._commit(self._row(None, description), Record(StepState.FAILED, 0, None, dumps(description)))
         raise step_error(self._key, description) from cause
-
-    def _described(self, error: BaseException) -> dict[str, Any]:
-        return describe(error)
 
     def _row(self, text: str | None, description: dict[str, Any] | None) -> dict[str, Any]:
         return {
@@ -296,34 +321,6 @@ class Attempt:
 
     def _is_ours(self, found: Any, text: str | None) -> bool:
         return found is not None and found["epoch"] == self._execution.fence.epoch and found["result"] == text
-
-
-def pause(policy: RetryPolicy, error: BaseException, attempt: int) -> Any:
-    """Return the seconds, or the time, until the next attempt.
-
-    Args:
-        policy: The retry policy.
-        error: What the last attempt raised.
-        attempt: Its number, from 0.
-
-    Raises:
-        NonRetriableError: The error asks for a delay that can't be used.
-    """
-    if isinstance(error, RetryAfterError):
-        try:
-            return _at_most_a_year(retry_after(error.delay))
-        except (ValueError, TypeError) as wrong:
-            reason = f"RetryAfterError has a delay that can't be used: {wrong}"
-            raise NonRetriableError(reason) from error
-    return policy.pause(attempt)
-
-
-def _at_most_a_year(wake: Any) -> Any:
-    ahead = wake if isinstance(wake, float) else (wake - clock.utcnow()).total_seconds()
-    if ahead > LONGEST_WAIT:
-        reason = f"it can be a year at most, found {ahead:g} seconds"
-        raise ValueError(reason)
-    return wake
 
 
 def replay(record: Record, key: str, codec: Codec) -> Any:

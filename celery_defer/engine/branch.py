@@ -20,16 +20,8 @@ class Branch(Execution):
 
     def __init__(self, parent: Execution, key: str) -> None:
         self.trunk, self.prefix, self.body_key = parent.trunk, f"{key}/", key
-        self._begin(parent)
-
-    def _begin(self, parent: Execution) -> None:
-        self.leaving = None
-        self.flight = None
-        self.deferrals = parent.deferrals.branch()
-        self.on_new_ground = False
-        self.replayable = frozenset(key for key in self.trunk.replayable if key.startswith(self.prefix))
-        self.asked, self.used = set(), {}
-        self._latest, self._reordered = -1, False
+        own = frozenset(known for known in self.trunk.replayable if known.startswith(self.prefix))
+        self.begin(parent.deferrals.branch(), own)
 
     def __getattr__(self, name: str) -> Any:
         """Return what belongs to the run: only what the strand has not of its own is asked for here."""
@@ -63,8 +55,8 @@ class StepInFlight(Branch):
 
     def __init__(self, parent: Execution, key: str, loop: asyncio.AbstractEventLoop) -> None:
         self.trunk, self.prefix, self.body_key = parent.trunk, parent.prefix, parent.body_key
-        self._begin(parent)
-        self.replayable, self.asked = parent.replayable, parent.asked
+        self.begin(parent.deferrals.branch(), parent.replayable)
+        self.asked = parent.asked
         self.deferrals.absorb(parent.deferrals)
         self.loop: asyncio.AbstractEventLoop = loop
         self._key, self._parent = key, parent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from celery_defer.words import clock
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from celery_defer.engine.matching import Awaited
+    from celery_defer.engine.ports import Births
 
 
 class Control(BaseException):
@@ -32,6 +34,7 @@ class Suspend(Control):
         known: The wait is recorded already.
         call: New arguments and message, if Celery's own ``retry()`` changed them.
         awaited: What event it waits for, if it does.
+        births: What starts with it, if it waits for that.
     """
 
     def __init__(  # noqa: PLR0913 - plain data
@@ -46,11 +49,12 @@ class Suspend(Control):
         known: bool = False,
         call: tuple[str, str, str] | None = None,
         awaited: Awaited | None = None,
+        births: Births | None = None,
     ) -> None:
         super().__init__(waiting_for, key)
         self.waiting_for, self.key, self.attempt, self.wake = waiting_for, key, attempt, wake
         self.error, self.cause, self.known, self.call = error, cause, known, call
-        self.awaited = awaited
+        self.awaited, self.births = awaited, births
         self.parts: tuple[Suspend, ...] = (self,)
         self.asked = clock.monotonic()
 
@@ -60,17 +64,7 @@ class Suspend(Control):
         Args:
             parts: All of them, this one too.
         """
-        whole = Suspend(
-            self.waiting_for,
-            self.key,
-            self.attempt,
-            self.wake,
-            error=self.error,
-            cause=self.cause,
-            known=self.known,
-            call=self.call,
-            awaited=self.awaited,
-        )
+        whole = copy(self)
         whole.parts = parts
         return whole
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from celery_defer.engine.control import Abort, Cancelled, Control, HandOver, LeaseLost, Suspend
 from celery_defer.engine.current import executing, stepping
 from celery_defer.engine.deferring import DeferralBook
 from celery_defer.engine.failure import step_error
-from celery_defer.engine.step_ids import check_id, check_key
-from celery_defer.errors import LimitExceededError, NestedStepError
+from celery_defer.engine.strand import BODY, Record, Strand, Wait
+from celery_defer.errors import LimitExceededError, NonRetriableError
 from celery_defer.store import StoreAwayError
 from celery_defer.words import clock
 from celery_defer.words.records import Fence, ParentRef
@@ -23,39 +22,16 @@ from celery_defer.words.states import WaitingFor
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from celery_defer.engine.looping import Flight
     from celery_defer.engine.ports import Host, Outgoing
     from celery_defer.words.settings import RetryPolicy
 
 logger = logging.getLogger("celery_defer.run")
 
-_REORDERED = "the order of steps has changed since they were recorded: each is answered from its record"
 _UNASKED = "the run finished and nobody asked for some of its records: a renamed step has run again"
-BODY = ""  # the step id of a failed go at the body between steps; users' ids are never empty
 LONGEST_WAIT = 366 * 86400.0
 
 
-@dataclass(slots=True)
-class Record:
-    """A recorded step as a replay needs it."""
-
-    state: str
-    position: int
-    result: str | None
-    error: str | None
-
-
-@dataclass(slots=True)
-class Wait:
-    """A recorded wait of a step."""
-
-    kind: str
-    position: int
-    wake_at: Any
-    error: str | None = None
-
-
-class Execution:
+class Execution(Strand):
     """One delivery of a run to a worker, from its claim to its end or suspension.
 
     Its body is a strand of steps; a branch of it is another, which shares all that belongs to the run (`Branch`).
@@ -81,12 +57,10 @@ class Execution:
         self.row, self.host, self.policy = row, host, policy
         self.fence = Fence(row["id"], row["epoch"])
         self.claimed_at, self.deadline = claimed_at, deadline
-        self.trunk: Execution = self
+        self.trunk = self
         self.prefix, self.body_key = "", BODY
-        self.leaving: Control | None = None
         self.doom: Control | None = None  # why no strand may go on
         self.entering = False  # the body is called next
-        self.flight: Flight | None = None  # its steps, if the body is a coroutine
         self.cancelled = bool(row["cancel_requested"])
         self.final = False  # Celery's own retry() gave up: the body isn't repeated
         self.cancellable = False  # events may cancel it
@@ -102,12 +76,7 @@ class Execution:
         self._recorded = {key for key, waits in self.waits.items() if key != BODY and waits[-1].kind != "retry"}
         self._recorded |= self.records.keys()
         self.begun = self._recorded | (self.waits.keys() - {BODY})
-        self.replayable = frozenset(self.begun)
-        self.on_new_ground = False  # a step was run that had no record: what follows is no replay
-        self.asked: set[str] = set()
-        self.used: dict[str, int] = {}
-        self._latest = -1
-        self._reordered = False
+        self.begin(self.deferrals, frozenset(self.begun))
 
     def _load(self, history: Sequence[Mapping[Any, Any]]) -> None:
         for row in history:
@@ -117,7 +86,7 @@ class Execution:
                     self.bytes += len(row["result"] or "")
                 case "wait":
                     self.waits.setdefault(row["id"], []).append(
-                        Wait(row["kind"], row["position"], row["until"], row["error"])
+                        Wait(row["kind"], row["position"], row["until"], row["at"], row["error"])
                     )
                 case _:
                     self.deferrals.load(row["id"], row["state"])
@@ -144,36 +113,14 @@ class Execution:
         return self.persist(find) or created
 
     @property
-    def is_replaying(self) -> bool:
-        """Whether some steps that were begun before the claim weren't asked for yet, and no other was run."""
-        return not self.on_new_ground and not self.replayable <= self.asked
-
-    def enter_new_ground(self) -> None:
-        """Note that a step is run that has no record: what follows is no replay."""
-        self.on_new_ground = True
+    def childless(self) -> bool:
+        """Whether none of its steps has started anything, as far as its records say."""
+        return not any(wait.kind == WaitingFor.INVOKE for waits in self.waits.values() for wait in waits)
 
     @property
     def position(self) -> int:
         """How many records the run has: the number of the next."""
         return len(self.records) + self._waited
-
-    @property
-    def body_failures(self) -> int:
-        """How often the body failed outside of steps."""
-        return len(self.waits.get(self.body_key, ()))
-
-    @property
-    def body_attempt(self) -> int:
-        """How often the body failed since the run's latest record: each piece between steps has its own budget."""
-        own = (record.position for key, record in self.records.items() if key.startswith(self.prefix))
-        sleeps = (
-            wait.position
-            for key in self.waits
-            if key != self.body_key and key.startswith(self.prefix)
-            for wait in self.waits[key]
-        )
-        latest = max([-1, *own, *sleeps])
-        return sum(wait.position > latest for wait in self.waits.get(self.body_key, ()))
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -185,68 +132,6 @@ class Execution:
         finally:
             stepping.reset(inner)
             executing.reset(token)
-
-    def ask(self, step_id: str) -> str:
-        """Begin a step call: check that it is allowed and return the key of its record.
-
-        Args:
-            step_id: The user's id.
-
-        Raises:
-            NonRetriableError: The id isn't text, is empty or too long.
-        """
-        self.go_on()
-        check_id(step_id)
-        self.check_nesting(step_id)
-        key = self._indexed(self.named(step_id))
-        check_key(key, step_id)
-        self.asked.add(key)
-        self._note_order(key)
-        return key
-
-    def go_on(self) -> None:
-        """Leave the body again, if it was left, or if another branch found that no strand may go on."""
-        if self.leaving is not None:
-            raise self.leaving
-        if self.trunk.doom is not None:
-            self.leave(self.trunk.doom)
-
-    def named(self, step_id: str) -> str:
-        """Return the key of an id's first use."""
-        return step_id
-
-    def check_nesting(self, step_id: str) -> None:
-        """Fail the run if a step is called inside a step.
-
-        Args:
-            step_id: The user's id.
-        """
-        outer = stepping.get()
-        if outer is not None:
-            reason = (
-                f"step {step_id!r} was called inside step {outer[0]!r} of run {self.fence.run_id}:"
-                " call it in the task's body, before or after"
-            )
-            self.leave(Abort(NestedStepError(reason)))
-
-    def _indexed(self, name: str) -> str:
-        number = self.used.get(name, 0) + 1
-        key = name if number == 1 else f"{name}#{number}"
-        while key in self.asked:  # the user has a step of that very id
-            number += 1
-            key = f"{name}#{number}"
-        self.used[name] = number
-        return key
-
-    def _note_order(self, key: str) -> None:
-        known = self.records.get(key)
-        position = known.position if known else self.waits[key][0].position if key in self.waits else None
-        if position is None:
-            return
-        if position < self._latest and not self._reordered:
-            self._reordered = True
-            logger.warning(_REORDERED, extra={"run_id": self.fence.run_id, "task": self.row["task"], "step": key})
-        self._latest = max(self._latest, position)
 
     def boundary(self, key: str) -> None:
         """Check, before a body is run that isn't recorded, that this execution may still go on (I2, I9).
@@ -263,6 +148,9 @@ class Execution:
         if clock.monotonic() > self.deadline:
             self.confirm()
         self._wait_on(key)
+        obstacle = self.host.obstacle(key)
+        if obstacle is not None:
+            raise NonRetriableError(obstacle)
         if key not in self.begun and len(self.begun) >= self.host.settings.limits.steps:
             reason = (
                 f"run {self.fence.run_id} has {self.host.settings.limits.steps} steps (defer_max_steps):"
@@ -298,17 +186,6 @@ class Execution:
         if flag:
             self.leave(Cancelled())
 
-    def leave(self, control: Control) -> NoReturn:
-        """Leave the body; every later step call raises the same.
-
-        Raises:
-            Control: Always.
-        """
-        self.leaving = control
-        if not isinstance(control, (Suspend, HandOver)):
-            self.trunk.doom = self.trunk.doom or control
-        raise control
-
     def persist(self, attempt: Callable[[], Any], until: float | None = None) -> Any:
         """Commit something, again while the database is away and the lease holds."""
         try:
@@ -328,7 +205,7 @@ class Execution:
             where: What returned it.
             size: Its bytes as JSON.
         """
-        limit, name = self.host.settings.limits.stepbytes, "defer_max_stepbytes"
+        limit, name = self.host.settings.limits.step_bytes, "defer_max_step_bytes"
         if size <= min(limit, self.host.store.largest):
             return None
         if self.host.store.largest < limit:
@@ -349,10 +226,10 @@ class Execution:
         self.begun.add(key)
         trunk = self.trunk
         trunk.bytes += len(record.result or "")
-        if trunk.bytes > self.host.settings.limits.runbytes:
+        if trunk.bytes > self.host.settings.limits.run_bytes:
             reason = (
                 f"the results of run {self.fence.run_id} have {trunk.bytes} bytes; the limit is"
-                f" {self.host.settings.limits.runbytes} (defer_max_runbytes): store large data elsewhere"
+                f" {self.host.settings.limits.run_bytes} (defer_max_run_bytes): store large data elsewhere"
                 " and return its key"
             )
             self.leave(Abort(LimitExceededError(reason)))

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from celery_defer.engine import entering
 from celery_defer.engine.arming import arm
-from celery_defer.engine.attempt import pause
 from celery_defer.engine.cancelling import cancelled_error
 from celery_defer.engine.control import Abort, Cancelled, Control, HandOver, LeaseLost, Suspend
-from celery_defer.engine.execution import BODY
 from celery_defer.engine.failure import describe, dumps
 from celery_defer.engine.lookback import filed
 from celery_defer.engine.parallel import FINAL
+from celery_defer.engine.pausing import pause
 from celery_defer.engine.ports import Outgoing
-from celery_defer.engine.suspending import earliest, write_waits
+from celery_defer.engine.strand import BODY
+from celery_defer.engine.suspending import earliest, wake_if_over, write_waits
 from celery_defer.errors import (
     CrashLoopError,
     NonRetriableError,
@@ -33,13 +33,14 @@ from celery_defer.words.settings import PUBLISH_GRACE
 from celery_defer.words.states import RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection
 
     from celery_defer.engine.execution import Execution
     from celery_defer.engine.lookback import Open
+    from celery_defer.engine.ports import Births
     from celery_defer.words.codec import Codec
 
 logger = logging.getLogger("celery_defer.run")
@@ -67,12 +68,16 @@ class Finished:
         result: JSON text of the return value.
         error: What to raise.
         outgoing: Deferred runs, to be published once the outcome can be read.
+        row: The run's row, from before its end or after it.
+        childless: Whether it is known that none of its steps has started anything.
     """
 
     state: RunState
     result: str | None = None
     error: Exception | None = None
     outgoing: Outgoing = field(default_factory=Outgoing)
+    row: Mapping[Any, Any] = field(default_factory=dict)
+    childless: bool = False
 
 
 def execute(execution: Execution, body: Callable[[], Any], codec: Codec) -> Finished | Left:
@@ -84,7 +89,10 @@ def execute(execution: Execution, body: Callable[[], Any], codec: Codec) -> Fini
         codec: How the return value is written.
     """
     executor = _Executor(execution, codec)
-    return executor.settle(executor.run(body))
+    settled = executor.settle(executor.run(body))
+    if isinstance(settled, Left):
+        return settled
+    return replace(settled, row=execution.row, childless=execution.childless)
 
 
 class _Executor:
@@ -250,7 +258,23 @@ class _Executor:
             store.runs.rewrite_call(connection, execution.fence, *suspension.call)
         if execution.deferrals:
             done.published = execution.deferrals.write(connection, store, None)
+        over = wake_if_over(connection, execution, suspension)
+        if over:
+            done.published = replace(done.published, runs=[*done.published.runs, *over])
+        for part in suspension.parts:
+            if part.births is not None:
+                self._bear(connection, part.births, done)
         return wake_at
+
+    def _bear(self, connection: Connection, births: Births, done: _Suspended) -> None:
+        """Insert the rows of what the step starts; their ids are derived, so a second time inserts nothing."""
+        store, delayed = self._execution.host.store, PUBLISH_GRACE
+        new = store.runs.add(connection, births.runs)
+        called = store.calls.add(connection, births.calls)
+        now = [row for row in births.runs if row["id"] in new and row["delay"] == delayed]
+        calls = [row for row in births.calls if row["id"] in called and row["delay"] == delayed and row["eta"] is None]
+        first = done.published
+        done.published = replace(first, runs=[*first.runs, *now], calls=[*first.calls, *calls])
 
     def _arm(self, opened: Sequence[Open]) -> None:
         """Have events find the waits; what fails here is done by the sweep."""

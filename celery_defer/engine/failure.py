@@ -7,10 +7,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from celery_defer.errors import StepError
+from celery_defer.errors import InvokeTimeoutError, StepError
 
 _PACKAGE = str(Path(__file__).parent.parent)
 _LONGEST = 64 * 1024
+_TIMEOUT = [f"{InvokeTimeoutError.__module__}.{InvokeTimeoutError.__qualname__}"]
 
 
 def describe(error: BaseException) -> dict[str, Any]:
@@ -21,7 +22,9 @@ def describe(error: BaseException) -> dict[str, Any]:
     Args:
         error: The exception.
     """
-    types = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__ if kind is not object]
+    types = type_names(type(error))
+    if isinstance(error, StepError):  # who catches it further up may ask for what it was caused by
+        types += [name for name in error.types if name not in types]
     return {
         "name": type(error).__name__,
         "message": _clean(_text(error)),
@@ -31,15 +34,9 @@ def describe(error: BaseException) -> dict[str, Any]:
     }
 
 
-def originally(error: StepError, description: dict[str, Any]) -> dict[str, Any]:
-    """Return the description of a branch that a failed step of it has ended: the step's own error tells more.
-
-    Args:
-        error: What the branch raised.
-        description: From `describe`.
-    """
-    own = {"name": error.name, "message": error.message, "types": [*error.types]}
-    return {**description, **own, "traceback": error.traceback or description["traceback"]}
+def type_names(kind: type[BaseException]) -> list[str]:
+    """Return the qualified names of an exception's class and its bases."""
+    return [f"{each.__module__}.{each.__qualname__}" for each in kind.__mro__ if each is not object]
 
 
 def dumps(description: dict[str, Any]) -> str:
@@ -59,7 +56,8 @@ def step_error(step_id: str, description: dict[str, Any]) -> StepError:
         description: From `describe`.
     """
     name, message = description["name"], description["message"]
-    return StepError(step_id, name, message, description["traceback"], tuple(description["types"]))
+    kind = InvokeTimeoutError if description["types"][:1] == _TIMEOUT else StepError
+    return kind(step_id, name, message, description["traceback"], tuple(description["types"]))
 
 
 def _arguments(error: BaseException) -> list[Any] | None:

@@ -8,10 +8,11 @@ import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery_defer.engine import looping
-from celery_defer.engine.attempt import Attempt, Options, pause, replay
+from celery_defer.engine.attempt import Attempt, Options, replay
 from celery_defer.engine.branch import Branch
 from celery_defer.engine.control import Control, LeaseLost, Suspend, together
-from celery_defer.engine.failure import describe, originally
+from celery_defer.engine.failure import describe
+from celery_defer.engine.pausing import pause
 from celery_defer.engine.step_ids import check_key
 from celery_defer.errors import (
     ConfigError,
@@ -195,10 +196,6 @@ class _BranchAttempt(Attempt):
             self._fell(error)
         self._mark = branch.deferrals.mark()
         return self._landed(value)
-
-    def _described(self, error: BaseException) -> dict[str, Any]:
-        description = describe(error)
-        return originally(error, description) if isinstance(error, StepError) else description
 
     def _fell(self, error: BaseException) -> NoReturn:
         branch, policy = self._execution, self._execution.policy

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from celery_defer.engine.routing import Birth
     from celery_defer.store import Store
     from celery_defer.store.events import RecordedEvent
+    from celery_defer.words.codec import Codec
     from celery_defer.words.settings import Settings
 
 
@@ -43,6 +44,19 @@ class FrozenCall:
     args: str
     kwargs: str
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Births:
+    """What a step starts when its run is suspended to wait for it.
+
+    Attributes:
+        runs: Rows of pending runs; those with a ``delay`` of None are held back until others have ended.
+        calls: Rows of calls of plain targets.
+    """
+
+    runs: Sequence[dict[str, Any]] = ()
+    calls: Sequence[dict[str, Any]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +114,55 @@ class Host(Protocol):
         """
         ...
 
+    def freeze(self, execution: Execution, step_id: str, child_id: str, signature: Any) -> FrozenCall:
+        """Freeze what a step is to start.
+
+        Args:
+            execution: The run's.
+            step_id: The step, for errors.
+            child_id: The id that it gets.
+            signature: What the user gave.
+
+        Raises:
+            InvalidArgumentError: It can't be started.
+        """
+        ...
+
+    def freeze_each(
+        self, execution: Execution, step_id: str, child_ids: Sequence[str], task: Any, items: Sequence[Any]
+    ) -> Sequence[FrozenCall]:
+        """Freeze a call of a durable task for each of some items.
+
+        Args:
+            execution: The run's.
+            step_id: The step, for errors.
+            child_ids: The ids that they get.
+            task: What the user gave.
+            items: The task's only argument, each.
+
+        Raises:
+            InvalidArgumentError: One of them can't be started; the message says which.
+        """
+        ...
+
+    def codec_of(self, target: Any) -> Codec:
+        """Return how the result of a signature, or of a task's call, is read.
+
+        Args:
+            target: What the user gave.
+        """
+        ...
+
     def routed(self, keys: Sequence[str]) -> None:
         """Note, a little later and for many in one statement, that events have reached everybody."""
+
+    def obstacle(self, step_id: str) -> str | None:
+        """Return why a step can't be run here and now, None if it can.
+
+        Args:
+            step_id: The step.
+        """
+        ...
 
     def stopping(self) -> bool:
         """Tell whether this worker is shutting down."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from celery_defer.engine.attempt import Attempt, Options, replay
 from celery_defer.engine.calling import call
+from celery_defer.engine.child_steps import ChildSteps
 from celery_defer.engine.current import executing
 from celery_defer.engine.entering import inside, outside
 from celery_defer.engine.event_steps import EventSteps
@@ -146,7 +147,7 @@ class TypedRunner(Protocol[R_co]):
         ...
 
 
-class StepApi(StepRunner, EventSteps, ParallelSteps):
+class StepApi(StepRunner, EventSteps, ChildSteps, ParallelSteps):
     """The module-level ``step``; it acts on the run that executes in the current context."""
 
     __slots__ = ()

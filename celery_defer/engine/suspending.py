@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_defer.engine.arming import await_event
 from celery_defer.engine.failure import dumps
+from celery_defer.words.settings import PUBLISH_GRACE
 from celery_defer.words.states import WaitingFor
 
 if TYPE_CHECKING:
@@ -62,6 +63,25 @@ def write_waits(connection: Connection, execution: Execution, suspension: Suspen
         if not part.known:
             store.waits.add(connection, execution.fence, _wait(execution, part, until, place))
     return [each for each in opened if each is not None]
+
+
+def wake_if_over(connection: Connection, execution: Execution, suspension: Suspend) -> list[Any]:
+    """Resume a run that waits on for children of which the last one has ended while it was executed.
+
+    In the transaction that has suspended it, whose lock an end that comes later waits for: it finds the run waiting.
+
+    Args:
+        connection: The open transaction.
+        execution: The execution.
+        suspension: What it waits for.
+
+    Returns:
+        The run's row, to be published after the commit, if it is resumed.
+    """
+    children, run_id = execution.host.store.children, execution.fence.run_id
+    known = [part for part in suspension.parts if part.known and part.waiting_for == WaitingFor.INVOKE]
+    woken = (children.wake(connection, run_id, part.key, PUBLISH_GRACE) for part in known)
+    return [row for row in woken if row is not None]
 
 
 def _wait(execution: Execution, suspension: Suspend, wake_at: datetime, place: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import and_, bindparam, delete, exists, insert, null, or_, select, tuple_, update
 
 from celery_defer.store.change import Change, Insertion, whole
+from celery_defer.store.direct import Direct
 from celery_defer.store.sql import after, now
 from celery_defer.words.states import RUN, WAIT, RunState, WaitStatus, target
 
@@ -88,9 +89,11 @@ class Awaits:
         self._resume_untaken = Change(dialect, run, and_(fenced, waiting, untaken), resumed)
         ended: dict[str, Any] = {"status": bindparam("new_status"), "event_key": bindparam("by")}
         self._end = update(wait).where(wait.c.id == bindparam("of"), self._open).values(**ended)
+        self._end_one = Direct(self._end)
         self._end_cancel = Change(dialect, wait, and_(wait.c.id == bindparam("of"), self._open), ended, (wait.c.id,))
         self._record = Insertion(dialect, tables.step, finished_at=now())
         self._unfile = delete(filed).where(filed.c.wait_id.in_(listed))
+        self._unfile_one = Direct(delete(filed).where(filed.c.wait_id == bindparam("of")))
         self._armed = update(wait).where(wait.c.id.in_(listed)).values(armed_at=now())
         unarmed = and_(self._open, wait.c.armed_at.is_(None), wait.c.created_at < after("ago"))
         self._unarmed = select(wait).where(unarmed).order_by(wait.c.created_at).limit(bindparam("most"))
@@ -216,7 +219,10 @@ class Awaits:
             }
             for ending in endings
         ]
-        connection.execute(self._end, done)
+        if len(done) == 1:  # what most routers do most of the time
+            self._end_one.first(connection, done[0])
+        else:
+            connection.execute(self._end, done)
         self._record.many(connection, [_step_row(ending) for ending in endings])
         self.unfile(connection, [ending.wait["id"] for ending in endings])
 
@@ -230,7 +236,10 @@ class Awaits:
 
     def unfile(self, connection: Connection, ids: Sequence[int]) -> None:
         """Take waits out of the index."""
-        connection.execute(self._unfile, {"listed": list(ids)})
+        if len(ids) == 1:
+            self._unfile_one.first(connection, {"of": ids[0]})
+        else:
+            connection.execute(self._unfile, {"listed": list(ids)})
 
     def armed(self, connection: Connection, ids: Sequence[int]) -> None:
         """Note that waits are in the registry and have looked back (R3)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, delete, func, null, select, update
+from sqlalchemy import and_, bindparam, delete, func, null, select, update
 
 from celery_defer.store.change import Change, Insertion, whole
 from celery_defer.store.sql import after, now
@@ -29,13 +29,14 @@ class Calls:
     def __init__(self, tables: Tables, dialect: str) -> None:
         call = tables.call
         publish_at = func.coalesce(bindparam("eta", type_=call.c.publish_at.type), after("delay"))
-        fixed = {"state": str(CallState.OPEN), "publishes": 0}
+        fixed: dict[str, Any] = {"state": str(CallState.OPEN), "publishes": 0}
         self._add = Insertion(dialect, call, created_at=now(), publish_at=publish_at, **fixed)
         due = select(call.c.id).where(call.c.state == CallState.OPEN, call.c.publish_at <= now())
         some = due.limit(bindparam("most")).with_for_update(skip_locked=True)
         again = {"publish_at": after("grace"), "publishes": call.c.publishes + 1}
         self._publishable = Change(dialect, call, some, again)
         listed = call.c.id.in_(bindparam("ids", expanding=True))
+        self._take = Change(dialect, call, and_(listed, call.c.state == CallState.OPEN), again)
         self._published = [
             delete(call).where(listed, call.c.run_id.is_(null())),
             update(call).where(listed, call.c.state == CallState.OPEN).values(publish_at=null()),
@@ -57,6 +58,10 @@ class Calls:
     def publishable(self, connection: Connection, grace: float, most: int) -> Sequence[RowMapping]:
         """Take calls that are due for publication, for ``grace`` seconds (I5)."""
         return self._publishable.rows(connection, {"grace": grace, "most": most})
+
+    def take(self, connection: Connection, ids: Sequence[str], grace: float) -> Sequence[RowMapping]:
+        """Take calls that are there, for ``grace`` seconds: a savepoint may have been rolled back."""
+        return self._take.rows(connection, {"ids": list(ids), "grace": grace})
 
     def published(self, connection: Connection, ids: Sequence[str]) -> None:
         """Note that calls were published; nobody asks for those any more that no step waits for."""

@@ -138,7 +138,7 @@ class Insertion:
         if not rows:
             return []
         if not self._stepwise:
-            return self._rows.insert(connection, rows).mappings().all()
+            return self._rows.insert(connection, rows)
         key = [column.name for column in self._insert.table.primary_key]
         ordered = sorted(rows, key=lambda row: [row[name] for name in key])  # two at once lock them in the same order
         return whole(connection, lambda: self._each(connection, ordered))

@@ -13,23 +13,24 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.exc import DBAPIError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-    from sqlalchemy import Connection, Delete, Dialect, Insert, Select, Update
+    from sqlalchemy import CompoundSelect, Connection, Delete, Dialect, Insert, Select, Update
     from sqlalchemy.types import TypeEngine
 
-    Statement = Insert | Update | Delete | Select[Any]
+    Statement = Insert | Update | Delete | Select[Any] | CompoundSelect[Any]
 
 
 class Direct:
-    """A statement that returns one row at most.
+    """A statement whose rows are plain dicts.
 
     Args:
-        statement: With RETURNING, or a SELECT; its parameters are single values.
+        statement: A SELECT, or a write with or without RETURNING; its parameters are single values.
+        columns: The columns that an INSERT is given; all of them if None.
     """
 
-    def __init__(self, statement: Statement) -> None:
-        self._statement = statement
+    def __init__(self, statement: Statement, columns: Sequence[str] | None = None) -> None:
+        self._statement, self._columns = statement, columns
         self._compiled: _Compiled | None = None
 
     def first(self, connection: Connection, values: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -40,20 +41,29 @@ class Direct:
             values: All parameters that have no value in the statement.
 
         Returns:
-            The row by column names, or None.
+            The first row by column names, or None if there is none to be returned.
 
         Raises:
             sqlalchemy.exc.DBAPIError: As SQLAlchemy's own execution.
         """
+        return next(iter(self._rows(connection, values, _one)), None)
+
+    def all(self, connection: Connection, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """As `first`, and return all rows."""
+        return self._rows(connection, values, _every)
+
+    def _rows(
+        self, connection: Connection, values: Mapping[str, Any], fetch: Callable[[Any], Sequence[Any]]
+    ) -> list[dict[str, Any]]:
         compiled = self._compiled
         if compiled is None:
-            compiled = self._compiled = _Compiled(self._statement, connection.dialect)
-        driver: Any = connection.connection.driver_connection
+            compiled = self._compiled = _Compiled(self._statement, connection.dialect, self._columns)
+        driver: Any = connection.connection.dbapi_connection  # of an async driver the one that looks like any other
         parameters, cursor = compiled.parameters(values), None
         try:
             cursor = driver.cursor()
             connection.dialect.do_execute(cursor, compiled.text, parameters)
-            row = cursor.fetchone()
+            rows = fetch(cursor) if compiled.returns else ()
             cursor.close()
         except BaseException as error:
             if cursor is not None:  # the error's traceback keeps it, and with it SQLite's lock
@@ -64,22 +74,33 @@ class Direct:
                 connection.invalidate()
                 raise
             raise translated from error
-        return None if row is None else compiled.row(row)
+        return [compiled.row(row) for row in rows]
+
+
+def _one(cursor: Any) -> Sequence[Any]:
+    row = cursor.fetchone()
+    return () if row is None else (row,)
+
+
+def _every(cursor: Any) -> Sequence[Any]:
+    rows: Sequence[Any] = cursor.fetchall()
+    return rows
 
 
 class _Compiled:
     """What a dialect makes of a statement, computed once."""
 
-    def __init__(self, statement: Statement, dialect: Dialect) -> None:
-        compiled = statement.compile(dialect=dialect)
+    def __init__(self, statement: Statement, dialect: Dialect, columns: Sequence[str] | None) -> None:
+        compiled: Any = statement.compile(dialect=dialect, column_keys=columns)
         self.text = str(compiled)
         self._dialect = dialect
         self._fixed = {name: value for name, value in compiled.params.items() if value is not None}
         self._names = compiled.positiontup
         self._convert = _converters(compiled.binds, dialect)
-        columns = list(statement.exported_columns)
-        self._keys = [str(column.key) for column in columns]
-        readers = [_reader(column.type, dialect) for column in columns]
+        returned = list(statement.exported_columns)
+        self._keys = [str(column.key) for column in returned]
+        self.returns = bool(returned)
+        readers = [_reader(column.type, dialect) for column in returned]
         self._read = [(key, read) for key, read in zip(self._keys, readers, strict=True) if read is not None]
 
     def parameters(self, values: Mapping[str, Any]) -> Any:
@@ -102,7 +123,7 @@ class _Compiled:
         driver: Any = self._dialect.loaded_dbapi
         if not isinstance(error, driver.Error):
             return None
-        gone = self._dialect.is_disconnect(error, connection.connection.driver_connection, None)
+        gone = self._dialect.is_disconnect(error, connection.connection.dbapi_connection, None)
         if gone:
             connection.invalidate(error)
         found: BaseException = DBAPIError.instance(

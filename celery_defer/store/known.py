@@ -10,6 +10,7 @@ from sqlalchemy import and_, bindparam, or_, select, update
 
 from celery_defer.store.change import Change, Insertion
 from celery_defer.store.cipher import opened
+from celery_defer.store.direct import Direct
 from celery_defer.store.sql import after, now
 from celery_defer.words.correlation import Shape
 
@@ -40,7 +41,7 @@ class Known:
     def __init__(self, tables: Tables, dialect: str) -> None:
         events = tables.events
         self._shape, self._name, registry = events.shape, events.known_name, events.registry
-        self._version = select(registry.c.version, now()).where(registry.c.id == _THE_ROW)
+        self._version = Direct(select(registry.c.version, now().label("now")).where(registry.c.id == _THE_ROW))
         self._secret = select(registry.c.secret).where(registry.c.id == _THE_ROW)
         self._make_secret = (
             update(registry)
@@ -62,8 +63,11 @@ class Known:
 
     def version(self, connection: Connection) -> tuple[int, datetime]:
         """Return the version and the database's clock."""
-        version, at = connection.execute(self._version).one()
-        return version, at
+        row = self._version.first(connection, {})
+        if row is None:
+            reason = "the row of known names is missing: the tables were emptied by somebody else"
+            raise LookupError(reason)
+        return row["version"], row["now"]
 
     def secret(self, connection: Connection) -> bytes:
         """Return the key of all digests, which is made at the first need and never changes."""

@@ -84,7 +84,7 @@ class Listing:
             equal: Values of ``state``, ``task``, ``parent_id`` and ``root_id``; None for any.
             created_after: Only younger ones.
             created_before: Only older ones.
-            include_deferred: Also runs that a deferral started.
+            include_deferred: Also runs that a deferral or a step started.
             limit: How many at most.
             before: ``created_at`` and ``id`` of the last row of the page before.
         """
@@ -98,7 +98,7 @@ class Listing:
         if created_before is not None:
             query = query.where(run.c.created_at < created_before)
         if not include_deferred:
-            query = query.where(run.c.trigger != Trigger.DEFERRAL)
+            query = query.where(run.c.trigger.not_in([Trigger.DEFERRAL, Trigger.INVOKE]))
         if before is not None:
             at, run_id = before
             query = query.where(or_(run.c.created_at < at, and_(run.c.created_at == at, run.c.id < run_id)))

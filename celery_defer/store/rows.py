@@ -8,6 +8,8 @@ from sqlalchemy import BindParameter, String, Text, bindparam, column, func, sel
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.sql.visitors import iterate, replacement_traverse
 
+from celery_defer.store.direct import Direct
+from celery_defer.store.mysql import BACKENDS
 from celery_defer.store.sql import Identifier
 
 if TYPE_CHECKING:
@@ -33,23 +35,35 @@ class Rows:
         self._statement, self._values = statement, values
         self._each = statement.values(**values) if values else statement
         self._of_arrays: dict[tuple[str, ...], Insert] | None = {} if dialect == "postgresql" else None
+        self._of_one: dict[tuple[str, ...], Direct] | None = None if dialect in BACKENDS else {}
 
-    def insert(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> CursorResult[Any]:
+    def insert(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[Any, Any]]:
         """Insert rows.
 
         Args:
             connection: The open connection or transaction.
             rows: One or more, all with the same parameters.
+
+        Returns:
+            What the statement returns of each row that is new.
         """
-        if self._of_arrays is None:
-            return connection.execute(self._each, rows if len(rows) > 1 else rows[0])
-        if len(rows) == 1 and None not in rows[0].values():  # an array has a type, a None alone may have none
-            return connection.execute(self._each, rows[0])
         names = tuple(rows[0])
+        # an array has a type, a None alone may have none
+        if len(rows) == 1 and self._of_one is not None:
+            found = self._single(names, self._of_one).first(connection, rows[0])
+            return [] if found is None else [found]
+        if self._of_arrays is None:
+            return _returned(connection.execute(self._each, rows if len(rows) > 1 else rows[0]))
         statement = self._of_arrays.get(names)
         if statement is None:
             statement = self._of_arrays[names] = self._from_arrays(names)
-        return connection.execute(statement, {name: [row[name] for row in rows] for name in names})
+        return _returned(connection.execute(statement, {name: [row[name] for row in rows] for name in names}))
+
+    def _single(self, names: tuple[str, ...], made: dict[tuple[str, ...], Direct]) -> Direct:
+        if names not in made:
+            columns = {*names, *self._values} & set(self._statement.table.c.keys())
+            made[names] = Direct(self._each, sorted(columns))
+        return made[names]
 
     def _from_arrays(self, names: Sequence[str]) -> Insert:
         columns = self._statement.table.c
@@ -71,6 +85,10 @@ class Rows:
         for name, value in self._values.items():
             chosen[name] = replacement_traverse(value, {}, cast("Any", of_row))
         return self._statement.from_select([*chosen], select(*chosen.values()), include_defaults=False)
+
+
+def _returned(result: CursorResult[Any]) -> Sequence[Mapping[Any, Any]]:
+    return result.mappings().all() if result.returns_rows else []
 
 
 def _item(kind: TypeEngine[Any]) -> TypeEngine[Any]:

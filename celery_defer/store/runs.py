@@ -30,6 +30,9 @@ _CALLED = (
     "root_id", "deferral_id", "parents", "args", "kwargs", "message", "publishes",
 )  # fmt: skip
 
+# Of a run that no step has started.
+_UNSTARTED = dict.fromkeys(("start_within", "step_id", "number", "max_active", "detached", "rerun_of"))
+
 
 class Runs:
     """Statements that move one run.
@@ -42,7 +45,7 @@ class Runs:
     def __init__(self, tables: Tables, dialect: str) -> None:
         run, step = tables.run, tables.step
         self._table = run
-        due, start_by = after("delay"), after_or_never(dialect, "start_within")
+        due, start_by = after_or_never(dialect, "delay"), after_or_never(dialect, "start_within")
         self._born = Insertion(dialect, run, created_at=now(), publish_at=due, start_by=start_by)
         given = {name: bindparam(name, type_=run.c[name].type) for name in _CALLED}
         times = {"lease_until": after("lease"), "created_at": now(), "started_at": now()}
@@ -138,13 +141,13 @@ class Runs:
 
         Args:
             connection: The open connection.
-            rows: Every column that isn't a time, and ``delay``: seconds until it shall be published; perhaps
-                ``start_within``: seconds until it shall have started.
+            rows: Every column that isn't a time, and ``delay``: seconds until it shall be published, None for one that
+                is held back; perhaps ``start_within``: seconds until it shall have started.
 
         Returns:
             The ids of those that are new.
         """
-        values = [{"start_within": None, **row} for row in rows]
+        values = [{**_UNSTARTED, **row} for row in rows]
         return {row["id"] for row in self._born.many(connection, values)}
 
     def claim(

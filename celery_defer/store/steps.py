@@ -61,7 +61,7 @@ class Steps:
         self._find = select(step.c.epoch, step.c.state, step.c.result, step.c.error).where(
             step.c.run_id == bindparam("run_id"), step.c.step_id == bindparam("step_id")
         )
-        self._history = self._history_statement(step, wait, deferral)
+        self._history = Direct(self._history_statement(step, wait, deferral))
 
     @staticmethod
     def _row(step: Any, owner: Any) -> tuple[list[str], Any]:
@@ -108,9 +108,9 @@ class Steps:
         """Return one record's ``epoch``, ``state``, ``result`` and ``error``, or None."""
         return connection.execute(self._find, {"run_id": run_id, "step_id": step_id}).mappings().first()
 
-    def history(self, connection: Connection, run_id: str) -> Sequence[RowMapping]:
+    def history(self, connection: Connection, run_id: str) -> Sequence[Mapping[Any, Any]]:
         """Return all that a run has recorded, in order: steps, waits and deferrals, told apart by ``source``.
 
         For a deferral ``kind`` is its ``on``, ``result`` its child's id and ``error`` its task.
         """
-        return connection.execute(self._history, {"run_id": run_id}).mappings().all()
+        return self._history.all(connection, {"run_id": run_id})

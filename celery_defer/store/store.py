@@ -15,6 +15,7 @@ from celery_defer.errors import ConfigError
 from celery_defer.store import mysql, sqlite
 from celery_defer.store.awaits import Awaits
 from celery_defer.store.calls import Calls
+from celery_defer.store.children import Children
 from celery_defer.store.deferrals import Deferrals
 from celery_defer.store.due import Due
 from celery_defer.store.events import Events
@@ -74,6 +75,7 @@ class Store:
         self.waits = Waits(self.tables)
         self.deferrals = Deferrals(self.tables, self.dialect)
         self.calls = Calls(self.tables, self.dialect)
+        self.children = Children(self.tables, self.dialect)
         self.events = Events(self.tables, self.dialect)
         self.awaits = Awaits(self.tables, self.dialect)
         self.known = Known(self.tables, self.dialect)

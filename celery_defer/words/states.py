@@ -91,6 +91,8 @@ class StepKind(StrEnum):
     SLEEP = "sleep"
     EVENT = "event"
     SEND = "send"
+    INVOKE = "invoke"
+    MAP = "map"
     BRANCH = "branch"
 
 

@@ -12,6 +12,10 @@ _ADDED_AGAIN = (
     "run {} can't call add_to_chord() outside of a step, since each replay would add to the chord again: call it in"
     " one, step.run('add', lambda: self.add_to_chord(signature).id)"
 )
+_REPLACED = (
+    "run {0} can't be replaced: a step of run {1} waits for its own result: invoke what goes on in its place, and"
+    " return that"
+)
 # The parameters of Celery's ``retry`` itself.
 _RETRYS = ("args", "kwargs", "exc", "eta", "countdown", "max_retries")
 
@@ -87,7 +91,10 @@ class BodyMixin(Task):
             celery.exceptions.Ignore: Within a run: the body is left.
             NonRetriableError: Celery would lose the chord that the run is in.
         """
-        if self._execution() is not None:
+        execution = self._execution()
+        if execution is not None:
+            if execution.row.get("step_id") is not None:
+                raise NonRetriableError(_REPLACED.format(execution.fence.run_id, execution.row["parent_id"]))
             sig = replacing.replaceable(sig, self.request, self.app, lambda task: isinstance(task, BodyMixin))
         return super().replace(sig)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from celery import Task
@@ -9,13 +10,13 @@ from celery.utils import uuid
 from kombu.utils import json
 
 from celery_defer.engine.offspring import pending, seconds_until
-from celery_defer.engine.ports import Outgoing
+from celery_defer.engine.ports import FrozenCall, Outgoing
 from celery_defer.words.settings import PUBLISH_GRACE
 from celery_defer.words.states import Trigger
 from celery_defer.worker import frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 class RecordingTask(Task):
@@ -58,21 +59,9 @@ def publish_recorded(
     """
     run_id = task_id or uuid()
     parent = task.app.current_worker_task
-    root_id = options.get("root_id") or (parent.request.root_id if parent else None) or run_id
-    parent_id = options.get("parent_id") or (parent.request.id if parent else None)
-    links = {"parent_id": parent_id, "root_id": root_id, "reply_to": options.get("reply_to") or task.app.thread_oid}
-    message, delay, eta = frozen.from_options(task, {**options, **links})
-    left = seconds_until(delay, eta)
-    row = pending(
-        run_id,
-        task.name,
-        Trigger.CALL,
-        retries=task.policy.retries,
-        args=json.dumps(list(args)),
-        kwargs=json.dumps(kwargs),
-        message=message,
-        delay=left or PUBLISH_GRACE,
-    )
+    message, delay, eta = frozen.from_options(task, linked(task, run_id, options))
+    call = FrozenCall(task.name, True, run_id, delay, eta, json.dumps(list(args)), json.dumps(kwargs), message)  # noqa: FBT003
+    row, left = pending_row(task, call)
     store = task.host.store
     with store.autocommit() as connection:
         store.runs.add(connection, [row])
@@ -85,3 +74,51 @@ def publish_recorded(
     if parent and options.get("add_to_parent", True):
         parent.add_trail(result)
     return result
+
+
+def recorded_row(task: Any, call: FrozenCall, options: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
+    """Return the row of a call that is recorded before it is published, and the seconds that it is to be delayed.
+
+    Args:
+        task: The durable task.
+        call: The frozen call.
+        options: Of ``apply_async``.
+    """
+    message, _, _ = frozen.from_options(task, linked(task, call.child_id, options))
+    return pending_row(task, replace(call, message=message))
+
+
+def pending_row(task: Any, call: FrozenCall) -> tuple[dict[str, Any], float]:
+    """Return the row of a frozen call, and the seconds that it is to be delayed.
+
+    Args:
+        task: The durable task.
+        call: The frozen call.
+    """
+    left = seconds_until(call.delay, call.eta)
+    row = pending(
+        call.child_id,
+        task.name,
+        Trigger.CALL,
+        retries=task.policy.retries,
+        args=call.args,
+        kwargs=call.kwargs,
+        message=call.message,
+        delay=left or PUBLISH_GRACE,
+    )
+    return row, left
+
+
+def linked(task: Any, run_id: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a call with where it comes from: the task that is executed just now, if there is one.
+
+    Args:
+        task: The durable task.
+        run_id: The run's id.
+        options: Of ``apply_async``.
+    """
+    parent = task.app.current_worker_task
+    root_id = options.get("root_id") or (parent.request.root_id if parent else None) or run_id
+    parent_id = options.get("parent_id") or (parent.request.id if parent else None)
+    links = {"parent_id": parent_id, "root_id": root_id, "reply_to": options.get("reply_to") or task.app.thread_oid}
+    return {**options, **links}

@@ -6,6 +6,7 @@ import json
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from celery_defer.engine.execution import LONGEST_WAIT
 from celery_defer.errors import LimitExceededError
 from celery_defer.store.cipher import opened
 from celery_defer.words import clock
@@ -27,7 +28,8 @@ def refusal(backend: Any, row: Mapping[Any, Any], suspension: Suspend) -> LimitE
         row: The run's row.
         suspension: What the run asks for.
     """
-    if not _in_chord(json.loads(opened(row["message"]))):
+    endless = suspension.births is not None and suspension.wake == LONGEST_WAIT  # nobody knows how long it takes
+    if endless or not _in_chord(json.loads(opened(row["message"]))):
         return None
     keeps = _seconds(getattr(backend, "chord_expires", None) or backend.expires)
     if not keeps:

@@ -10,8 +10,7 @@ from celery_defer.engine.step_ids import LONGEST_ID
 from celery_defer.errors import DurableError, PayloadError
 from celery_defer.words.guard import text_fault
 from celery_defer.words.states import When
-from celery_defer.worker.frozen import freeze, trace_of
-from celery_defer.worker.task import DurableMixin
+from celery_defer.worker.frozen import freeze, is_durable, trace_of
 
 if TYPE_CHECKING:
     from celery_defer.worker.typed import Canvas
@@ -82,7 +81,7 @@ def defer(
     execution = executing.get()
     if execution is None:
         _checked(id, on)
-        freeze(signature, "", "", id, _is_durable)
+        freeze(signature, "", "", id, is_durable)
         return Deferral(id, "")
     run = execution.row
     if execution.leaving is not None:
@@ -92,7 +91,7 @@ def defer(
 
         def frozen() -> Any:
             trace = trace_of(execution.handle[1]) if execution.handle else None
-            return freeze(signature, run["id"], run["root_id"], id, _is_durable, trace)
+            return freeze(signature, run["id"], run["root_id"], id, is_durable, trace)
 
         execution.deferrals.add(id, frozen, when, execution.position, replaying=execution.is_replaying)
     except DurableError as error:
@@ -100,10 +99,6 @@ def defer(
             raise
         logger.warning(_REFUSED, error, extra={"run_id": run["id"], "deferral_id": repr(id)})
     return Deferral(id, run["id"])
-
-
-def _is_durable(task: Any) -> bool:
-    return isinstance(task, DurableMixin)
 
 
 def _checked(deferral_id: Any, on: str) -> When:

@@ -23,6 +23,7 @@ from celery.result import EagerResult, allow_join_result
 from celery.utils import uuid
 from kombu.utils import json
 
+from celery_defer.engine.children import over
 from celery_defer.engine.current import executing, outside
 from celery_defer.engine.delivery import Ended
 from celery_defer.engine.executor import Finished
@@ -31,6 +32,7 @@ from celery_defer.engine.routing import Router
 from celery_defer.errors import DurableError
 from celery_defer.store.memory import MemoryStore
 from celery_defer.words.states import Trigger
+from celery_defer.worker import django, invoking
 from celery_defer.worker.entering import within
 from celery_defer.worker.frozen import DEFERRAL, PARENT, thaw_signature
 from celery_defer.worker.triggering import Triggers
@@ -42,10 +44,11 @@ if TYPE_CHECKING:
     from celery_defer.engine.control import Suspend
     from celery_defer.engine.execution import Execution
     from celery_defer.engine.executor import Left
-    from celery_defer.engine.ports import Outgoing
+    from celery_defer.engine.ports import FrozenCall, Outgoing
     from celery_defer.engine.routing import Birth
     from celery_defer.store import Store
     from celery_defer.store.events import RecordedEvent
+    from celery_defer.words.codec import Codec
 
 logger = logging.getLogger("celery_defer.eager")
 
@@ -92,6 +95,7 @@ class EagerHost:
         # Runs that events start, each with its generation: the events of the runs before it.
         self._born: deque[tuple[int, Mapping[Any, Any]]] = deque()
         self._generation = 0
+        self._invoked = Invoked(self)
         try:
             self.store = _spare.pop()
         except IndexError:
@@ -111,6 +115,10 @@ class EagerHost:
             self.store.clear()
             _spare.append(self.store)
 
+    def obstacle(self, step_id: str) -> str | None:
+        """Return why a step can't be run here and now: a transaction of Django's is open around it."""
+        return django.obstacle(step_id)
+
     def stopping(self) -> bool:
         """Tell whether this worker is shutting down: a run that nobody else can go on with doesn't care."""
         return False
@@ -121,12 +129,27 @@ class EagerHost:
             self.router.route((), outgoing.sent)
         born = (row for row in outgoing.runs if row["trigger"] == Trigger.EVENT and not row["epoch"])
         self._born.extend((self._generation + 1, row) for row in born)
+        self._invoked.add(outgoing)
         if outgoing:
             self.start_deferred(delayed=False)
 
     def births(self, event: RecordedEvent) -> Sequence[Birth]:
         """Return the runs that an event starts; those that it delays too: only time is skipped."""
         return [replace(birth, at_once=True) for birth in self._triggers.births(event)]
+
+    def freeze(self, execution: Execution, step_id: str, child_id: str, signature: Any) -> FrozenCall:
+        """Freeze what a step is to start."""
+        return invoking.freeze(self.app, execution, step_id, child_id, signature, tells=False)
+
+    def freeze_each(
+        self, execution: Execution, step_id: str, child_ids: Sequence[str], task: Any, items: Sequence[Any]
+    ) -> Sequence[FrozenCall]:
+        """Freeze a call of a durable task for each of some items."""
+        return invoking.freeze_each(execution, step_id, child_ids, task, items)
+
+    def codec_of(self, target: Any) -> Codec:
+        """Return how the result of a signature, or of a task's call, is read."""
+        return invoking.codec_of(target)
 
     def routed(self, keys: Sequence[str]) -> None:
         """Note nothing: nobody would route them again."""
@@ -166,6 +189,7 @@ class EagerHost:
             settled = execute(execution)
             if isinstance(settled, Finished):
                 return settled
+            self._invoked.execute()
             row = self.store.wake(serving.run_id)
             if row is not None:
                 self._reached = max(self._reached, row["wake_at"])
@@ -181,12 +205,13 @@ class EagerHost:
                 logger.error(_TOO_LONG, row["id"], row["task"], _DEEPEST, extra={"run_id": row["id"]})
                 continue
             try:
-                self._start_born(row)
+                self.start_born(row)
             except Exception:
                 logger.exception(_NOT_STARTED, row["id"], row["task"], extra={"run_id": row["id"]})
             self.start_deferred(delayed=True)
 
-    def _start_born(self, row: Mapping[Any, Any]) -> None:
+    def start_born(self, row: Mapping[Any, Any]) -> None:
+        """Execute a run that has a row and no deferral."""
         task, args, kwargs = self.app.tasks[row["task"]], json.loads(row["args"]), json.loads(row["kwargs"])
         _serve(Serving(self, row["id"], 0), lambda: task.apply(args, kwargs, task_id=row["id"], throw=False))
 
@@ -238,6 +263,41 @@ class EagerHost:
         finally:
             task.request_stack.pop()
             _task_stack.pop()
+
+
+class Invoked:
+    """What steps have started and nobody has executed yet.
+
+    Args:
+        host: The run's.
+    """
+
+    def __init__(self, host: EagerHost) -> None:
+        self._host = host
+        self._runs: deque[Mapping[Any, Any]] = deque()
+        self._calls: deque[Mapping[Any, Any]] = deque()
+
+    def add(self, outgoing: Outgoing) -> None:
+        """Take what is to be executed before its parent goes on."""
+        self._runs.extend(row for row in outgoing.runs if row["trigger"] == Trigger.INVOKE and not row["epoch"])
+        self._calls.extend(outgoing.calls)
+
+    def execute(self) -> None:
+        """Execute it; each end wakes who waits for it, and lets held ones start."""
+        while self._runs:
+            row = self._runs.popleft()
+            self._host.start_born(row)
+            over(self._host, row)
+        while self._calls:
+            row = self._calls.popleft()
+            signature, _ = thaw_signature(row["message"], self._host.app)
+            try:
+                with outside(), allow_join_result():
+                    result = signature.apply().get()
+            except Exception as error:  # noqa: BLE001 - it is the target's
+                invoking.settle_failure(self._host, row["id"], error)
+            else:
+                invoking.settle(self._host, row["id"], result)
 
 
 def apply(task: Any, run_id: str, trace: Callable[[], Any]) -> Any:

@@ -213,14 +213,41 @@ def freeze(
     Raises:
         PayloadError: It isn't a signature, its arguments don't fit the target or can't be written as JSON.
     """
+    child_id = str(uuid.uuid5(_NAMESPACE, f"{parent_id}/{deferral_id}"))
+    return freeze_under(signature, child_id, root_id, f"deferral {deferral_id!r}", is_durable, trace)
+
+
+def freeze_under(  # noqa: PLR0913 - plain data
+    signature: Any,
+    child_id: str,
+    root_id: str,
+    what: str,
+    is_durable: Callable[[Any], bool],
+    trace: Mapping[str, Any] | None = None,
+    *,
+    told: Callable[[Any], Any] | None = None,
+) -> FrozenCall:
+    """Freeze a signature under an id.
+
+    Args:
+        signature: Any Celery signature.
+        child_id: The id.
+        root_id: The first run of the line.
+        what: Who asks for it, for errors.
+        is_durable: Tells whether a task object is a durable task.
+        trace: As of `freeze`.
+        told: Returns a plain target that tells of its end.
+
+    Raises:
+        PayloadError: As of `freeze`.
+    """
     if not isinstance(signature, Signature):
         reason = (
-            f"deferral {deferral_id!r} needs a Celery signature, found {type(signature).__name__}:"
+            f"{what} needs a Celery signature, found {type(signature).__name__}:"
             " give task.si(...), a chain, a group or a chord"
         )
         raise PayloadError(reason)
-    child_id = str(uuid.uuid5(_NAMESPACE, f"{parent_id}/{deferral_id}"))
-    task = _target(signature)
+    task = target_of(signature)
     try:
         if task is not None and is_durable(task):
             args, kwargs = task.contract.check(signature.args, signature.kwargs)
@@ -232,13 +259,13 @@ def freeze(
             if task is not None and task.typing:
                 _check_plain(task, signature)
             args, kwargs = [], {}
-            kept = signature.clone()
+            kept = signature.clone() if told is None else told(signature.clone())
             kept.freeze(child_id)
             message, durable, name = {"signature": dict(kept), "root_id": root_id}, False, signature.task
         call = json.dumps(args), json.dumps(kwargs), json.dumps(message)
         delay, eta = _when(signature.options, signature.app)
     except (EncodeError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        reason = f"deferral {deferral_id!r} of {signature.task} can't be recorded: {error}"
+        reason = f"{what} of {signature.task} can't be recorded: {error}"
         raise PayloadError(reason) from error
     return FrozenCall(name, durable, child_id, delay, eta, *call)
 
@@ -263,7 +290,13 @@ def freeze_as_it_is(signature: Any, child_id: str, root_id: str) -> FrozenCall:
     return FrozenCall(signature.task, False, child_id, delay, eta, "[]", "{}", message)  # noqa: FBT003 - durable
 
 
-def _target(signature: Any) -> Any:
+def is_durable(task: Any) -> bool:
+    """Tell whether a task object is a durable task."""
+    return getattr(task, "contract", None) is not None
+
+
+def target_of(signature: Any) -> Any:
+    """Return the task of a signature, None of a canvas and of a task that isn't registered here."""
     if isinstance(signature, Chain | Chord | Group):
         return None
     try:

@@ -15,7 +15,7 @@ from celery_defer.engine.knowledge import Knowledge
 from celery_defer.engine.routing import Router
 from celery_defer.words import clock
 from celery_defer.words.states import RunState
-from celery_defer.worker import chords, flags
+from celery_defer.worker import chords, django, flags, invoking
 from celery_defer.worker.entering import within
 from celery_defer.worker.frozen import with_children
 from celery_defer.worker.heartbeat import Heartbeat
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 
     from celery_defer.engine.control import Suspend
     from celery_defer.engine.execution import Execution
-    from celery_defer.engine.ports import Outgoing
+    from celery_defer.engine.ports import FrozenCall, Outgoing
     from celery_defer.engine.routing import Birth
     from celery_defer.store import Store
     from celery_defer.store.events import RecordedEvent
+    from celery_defer.words.codec import Codec
     from celery_defer.words.settings import Settings
 
 logger = logging.getLogger("celery_defer.host")
@@ -92,6 +93,10 @@ class Host:
             self.registry.close()
         self._open()
 
+    def obstacle(self, step_id: str) -> str | None:
+        """Return why a step can't be run here and now: a transaction of Django's is open around it."""
+        return django.obstacle(step_id)
+
     def stopping(self) -> bool:
         """Tell whether this worker is shutting down."""
         return flags.stopping()
@@ -118,6 +123,20 @@ class Host:
         self.knowledge.learn(self.triggers.names())
         if self.registry is not None and (wrong := self.registry.report()):
             logger.warning("events are matched in SQL for now: %s", wrong)
+
+    def freeze(self, execution: Execution, step_id: str, child_id: str, signature: Any) -> FrozenCall:
+        """Freeze what a step is to start."""
+        return invoking.freeze(self.app, execution, step_id, child_id, signature)
+
+    def freeze_each(
+        self, execution: Execution, step_id: str, child_ids: Sequence[str], task: Any, items: Sequence[Any]
+    ) -> Sequence[FrozenCall]:
+        """Freeze a call of a durable task for each of some items."""
+        return invoking.freeze_each(execution, step_id, child_ids, task, items)
+
+    def codec_of(self, target: Any) -> Codec:
+        """Return how the result of a signature, or of a task's call, is read."""
+        return invoking.codec_of(target)
 
     def routed(self, keys: Sequence[str]) -> None:
         """Note, a little later and for many in one statement, that events have reached everybody."""

@@ -11,6 +11,7 @@ from celery_defer.errors import ConfigError
 from celery_defer.words.contract import Contract
 from celery_defer.worker.calls import RecordingTask
 from celery_defer.worker.coroutines import entered
+from celery_defer.worker.django import OnCommitTask
 from celery_defer.worker.options import parse, starts_of
 from celery_defer.worker.task import DurableMixin
 
@@ -53,7 +54,8 @@ def composed(durable: Any, base: Any) -> Any:
         "on_bound": classmethod(_on_bound),
     }
     behind = (RecordingTask,) if issubclass(RecordingTask, base) else (base, RecordingTask)
-    return type(name, (DurableMixin, *behind), attributes)
+    before = (OnCommitTask,) if hasattr(base, "delay_on_commit") else ()
+    return type(name, (DurableMixin, *before, *behind), attributes)
 
 
 def _on_bound(cls: Any, app: Any) -> None:

@@ -16,6 +16,7 @@ from celery.worker.request import Request
 from kombu.asynchronous import get_event_loop
 
 from celery_defer.engine.cancelling import cancel
+from celery_defer.engine.children import over
 from celery_defer.engine.delivery import process_name
 from celery_defer.engine.ports import Outgoing
 from celery_defer.errors import UnknownRunError
@@ -139,6 +140,9 @@ class DurableRequest(Request):
         if len(others) == len(outgoing.runs):
             _in_loop(self.acknowledge)
             return
+
+        (ended,) = [row for row in outgoing.runs if row["id"] == self.id]
+        over(host, ended)
 
         def told() -> None:
             announce()

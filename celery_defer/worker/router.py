@@ -10,7 +10,7 @@ from celery.utils import uuid
 from kombu.utils import json
 
 from celery_defer.engine.ports import Outgoing
-from celery_defer.store.sessions import after_commit, connection_of
+from celery_defer.store.sessions import after_commit, transaction_of
 from celery_defer.words import clock
 from celery_defer.words.settings import PUBLISH_GRACE
 
@@ -116,6 +116,7 @@ def send_in(session: Any, store: Store, host: Any, event: dict[str, Any]) -> str
     """
     outbox_id = uuid()
     event["id"] = event["id"] or outbox_id
-    store.events.put(connection_of(store, session), {outbox_id: event}, PUBLISH_GRACE)
+    with transaction_of(store, session) as connection:
+        store.events.put(connection, {outbox_id: event}, PUBLISH_GRACE)
     after_commit(session, lambda: host.publish(Outgoing(sent=[outbox_id])))
     return str(event["id"])

@@ -11,10 +11,11 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery.utils import uuid
 from kombu.utils import json
 
+from celery_defer.engine.children import over
 from celery_defer.engine.control import Abort, HandOver, Suspend
 from celery_defer.engine.delivery import Call, Ended, receive
-from celery_defer.engine.execution import BODY
 from celery_defer.engine.executor import Finished, Left, execute
+from celery_defer.engine.strand import BODY
 from celery_defer.errors import PayloadError, RunCancelledError
 from celery_defer.store.cipher import opened
 from celery_defer.words import clock
@@ -282,7 +283,7 @@ class DurableMixin(BodyMixin):
 
     def _stored(self, row: Any) -> Finished:
         error = None if row["error"] is None else self._rebuilt(json.loads(row["error"]))
-        return Finished(RunState(row["state"]), row["result"], error)
+        return Finished(RunState(row["state"]), row["result"], error, row=row)
 
     def _rebuilt(self, error: dict[str, Any]) -> Exception:
         module, _, name = error["types"][0].rpartition(".")
@@ -344,6 +345,7 @@ def after_task(sender: Any, state: str | None = None, **_kwargs: Any) -> None:
         return
     host = sender.host
     host.publish(settled.outgoing)
+    over(host, settled.row, childless=settled.childless)
     failed_to_tell = state == states.FAILURE and settled.state != RunState.FAILED
     if sys.exception() is None and not failed_to_tell:  # else the sweep has it announced again
         host.heartbeat.note("announced", [request.id])

@@ -20,6 +20,10 @@ async def double(number: int) -> int:
     return number * 2
 
 
+def _gone(key: str) -> None:
+    raise KeyError(key)
+
+
 def work(driver, run_id, state):
     """Execute what is on the broker, and return the run, which is in that state."""
     driver.work()
@@ -109,10 +113,14 @@ def test_a_suspension_repeats_no_sibling(driver, group):
         await astep.sleep("nap", "1h")
         return await astep.run("after", lambda: ran.append("after") or "slept")
 
+    def note(name: str, number: int) -> str:
+        ran.append(name)
+        return str(number)
+
     async def working(name: str) -> str:
         found = name
         for number in range(4):
-            found += await astep.run(f"{name}{number}", lambda number=number: ran.append(name) or str(number))
+            found += await astep.run(f"{name}{number}", note, name, number)
         return found
 
     @driver.task
@@ -192,11 +200,12 @@ def test_a_failed_step_can_be_caught_among_others(driver):
 
     def slow() -> str:
         assert failed.wait(30)
-        return ran.append("slow") or "recorded"  # type: ignore[func-returns-value]
+        ran.append("slow")
+        return "recorded"
 
     async def failing() -> None:
         try:
-            await astep.with_options(retries=0).run("fail", {}.__getitem__, "gone")
+            await astep.with_options(retries=0).run("fail", _gone, "gone")
         finally:
             failed.set()
 

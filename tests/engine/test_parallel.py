@@ -22,6 +22,10 @@ class Price:
     amount: int
 
 
+def _gone(key: str) -> None:
+    raise KeyError(key)
+
+
 def work(driver, run_id, state):
     """Execute what is on the broker, and return the run, which is in that state."""
     driver.work()
@@ -34,7 +38,7 @@ def test_results_come_in_call_order_with_ids_counted_by_branch(driver):
     """Each branch has its own ``fetch``, the results come in the order of the call (64, 3)."""
 
     def branch(name: str) -> str:
-        return step.run("fetch", lambda: name) + step.run("fetch", lambda: name.upper())
+        return step.run("fetch", lambda: name) + step.run("fetch", name.upper)
 
     @driver.task
     def body() -> Any:
@@ -185,18 +189,20 @@ def test_a_failed_branch_raises_after_the_others_were_recorded(driver):
 
 
 def test_a_step_that_fails_a_branch_tells_its_own_error(driver):
-    """The `StepError` of a branch is caused by what its step raised; the branch is not tried again."""
+    """The `StepError` of a branch names its step and is caused by what that raised; it is not tried again."""
 
     def failing() -> None:
-        step.with_options(retries=0).run("charge", {}.__getitem__, "card")
+        step.with_options(retries=0).run("charge", _gone, "card")
 
     @driver.task
     def body() -> Any:
         with pytest.raises(StepError) as caught:
             step.parallel(failing)
-        return [caught.value.step_id, caught.value.name]
+        return [caught.value.step_id, caught.value.caused_by(KeyError), str(caught.value)]
 
-    assert driver.go(body).result == ["parallel#1/0", "KeyError"]
+    branch, by_key, text = driver.go(body).result
+    assert (branch, by_key) == ("parallel#1/0", True)
+    assert "step 'parallel#1/0/charge' failed with KeyError" in text
 
 
 def test_parallel_within_parallel(driver):
@@ -240,7 +246,7 @@ def test_separators_in_ids_are_told_from_branches(driver):
 
 def test_each_branch_commits_its_own_deferrals(driver):
     """What branches defer starts once, also with a branch that waits and one that fails for good (34)."""
-    started = notes()
+    started: list[str] = notes()
 
     @driver.task
     def follow(name: str) -> None:
@@ -314,7 +320,7 @@ def test_what_cannot_be_called_is_refused(driver):
 
     @driver.task
     def body() -> Any:
-        return step.parallel(lambda: ran.append(1), step.run("one", lambda: 1))  # type: ignore[arg-type,type-var]
+        return step.parallel(lambda: ran.append(1), step.run("one", lambda: 1))  # type: ignore[call-overload]
 
     run = driver.go(body)
     assert (run.state, run.error["name"], ran) == ("failed", "NonRetriableError", [])
@@ -523,8 +529,12 @@ def test_cancel_takes_effect_in_every_branch(driver):
     asked = threading.Event()
 
     def cancelling() -> None:
-        step.run("cancel", lambda: driver.durable.cancel(current_run.id) or asked.set())
+        step.run("cancel", cancel)
         step.run("next", ran.append, "next")
+
+    def cancel() -> None:
+        driver.durable.cancel(current_run.id)
+        asked.set()
 
     def other() -> None:
         step.run("wait", lambda: asked.wait(30))

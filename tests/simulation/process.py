@@ -4,6 +4,7 @@ import json
 import random
 import threading
 import uuid
+from contextlib import nullcontext
 from datetime import datetime
 from typing import Any
 

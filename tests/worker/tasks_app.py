@@ -30,11 +30,11 @@ from celery_defer.store.deferrals import Deferrals
 from celery_defer.store.direct import Direct
 from celery_defer.store.due import Due
 from celery_defer.words import clock
-from celery_defer.worker import flags
+from celery_defer.worker import flags, task
 from celery_defer.worker.publisher import Publisher
 from celery_defer.worker.sweeper import SweeperStep
 from celery_defer.worker.task import DurableMixin
-from tests.worker import canvas_tasks, event_tasks, usage_tasks
+from tests.worker import canvas_tasks, child_tasks, event_tasks, usage_tasks
 
 FOLDER = Path(os.environ["TEST_APP_FOLDER"])
 
@@ -59,7 +59,8 @@ EXTRA = CONF.pop("tests_with", None)
 app.conf.update(CONF)
 durable = Durable(app)
 # A test process imports this module once per site, and shared tasks would be those of every application.
-plain_task, durable_task = partial(app.task, shared=False), partial(durable.task, shared=False)
+plain_task: Any = partial(app.task, shared=False)
+durable_task: Any = partial(durable.task, shared=False)
 
 
 def effect(what: str, **more: Any) -> str:
@@ -334,6 +335,7 @@ def changes() -> None:
 
 
 pairs = canvas_tasks.pairs(app, durable, effect)
+children = child_tasks.children(app, durable, effect, hold)
 usage = usage_tasks.usage(app, durable, effect, hold, once)
 if EXTRA is not None:
     events = event_tasks.events(durable, effect, hold, EXTRA)
@@ -383,6 +385,17 @@ def _die_before_publish() -> None:
     Publisher.runs, Publisher.plain = dying(runs), dying(plain)  # type: ignore[method-assign]
 
 
+def _die_before_waking() -> None:
+    real = task.over
+
+    def dying(host: Any, run: Any, **options: Any) -> None:
+        if run.get("step_id") is not None:
+            _die("before waking")
+        real(host, run, **options)
+
+    task.over = dying
+
+
 def _no_sweep() -> None:
     SweeperStep.start = lambda self, worker: None  # type: ignore[method-assign]
 
@@ -392,15 +405,15 @@ def _no_outbox() -> None:
 
 
 def _count_statements() -> None:
-    main, first = threading.main_thread(), Direct.first
+    main, execute = threading.main_thread(), Direct._rows
 
-    def count_direct(self: Direct, connection: Any, values: Any) -> Any:
-        found = first(self, connection, values)
+    def count_direct(self: Direct, connection: Any, values: Any, fetch: Any) -> Any:
+        found = execute(self, connection, values, fetch)
         assert self._compiled is not None
         count(connection, None, self._compiled.text)
         return found
 
-    Direct.first = count_direct  # type: ignore[method-assign]
+    Direct._rows = count_direct  # type: ignore[method-assign]
 
     @event.listens_for(Engine, "before_cursor_execute")
     def count(connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
@@ -465,6 +478,7 @@ _ALL = {
     "die-before-result": _die_before_result,
     "die-before-links": _die_before_links,
     "die-before-publish": _die_before_publish,
+    "die-before-waking": _die_before_waking,
     "no-sweep": _no_sweep,
     "no-outbox": _no_outbox,
     "count-statements": _count_statements,

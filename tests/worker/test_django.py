@@ -28,6 +28,7 @@ def site(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> It
     for package in ("django", "django_celery_results", "django_celery_beat"):
         if importlib.util.find_spec(package) is None:
             services.missing(f"{package} is not installed")
+    importlib.import_module("tests.worker.django_project.again").forget()
     default, path = _state.default_app, list(sys.path)
     folder = tmp_path_factory.mktemp("site")
     conf: dict[str, Any] = {"defer_sweep_interval": 0.1, "app": "tests.worker.django_project.application"}
@@ -95,7 +96,7 @@ def test_a_chord_fails_with_a_revoked_member(site: Site, worker: Process) -> Non
 
 
 def test_each_execution_has_a_connection_of_its_own(site: Site, worker: Process) -> None:
-    """Django's connection is closed with each delivery, and a transaction that was left by a suspension rolled back."""
+    """Django's connection is closed with each delivery."""
     result = site.tasks.asks_django.delay()
     assert site.get(result) == [True, True]
     assert len(site.effects(result.id, "connected")) == 2

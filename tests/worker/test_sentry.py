@@ -38,10 +38,10 @@ def worker(site: Site) -> Process:
 def reported(site: Site, kind: str, task_id: str | None) -> list[dict[str, Any]]:
     """Return the envelopes' items of a kind that are about a task, or about none."""
     try:
-        lines = (site.folder / "envelopes").read_text().splitlines()
+        text = (site.folder / "envelopes").read_text()
     except FileNotFoundError:
         return []
-    found = [json.loads(line) for line in lines]
+    found = [json.loads(line) for line in text.split("\n")[:-1]]  # what is behind the last one is being written
     return [each for each in found if each["type"] == kind and each.get("tags", {}).get("celery_task_id") == task_id]
 
 

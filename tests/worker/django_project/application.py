@@ -16,6 +16,7 @@ from django.db import connection, connections, transaction
 from django.db.backends.signals import connection_created
 
 from celery_defer import Durable, current_run, step
+from celery_defer.adapters import django as adapter
 from celery_defer.words import clock
 
 os.environ["DJANGO_SETTINGS_MODULE"] = "tests.worker.django_project.settings"
@@ -89,13 +90,42 @@ def broken() -> None:
 
 @durable_task(name="asks_django")
 def asks_django() -> list[bool]:
-    """Use the ORM in steps on both sides of a sleep, and leave a transaction by suspending in it."""
+    """Use the ORM in steps on both sides of a sleep."""
     usable = [step.run("before", connection_is_usable)]
-    with transaction.atomic():
-        model("django_celery_beat.IntervalSchedule").objects.create(every=step.run("every", int, 7), period="days")
-        step.sleep("nap", 0.05)
+    step.run("schedule", schedule, 7)
+    step.sleep("nap", 0.05)
     usable.append(step.run("after", connection_is_usable))
     return usable
+
+
+def schedule(every: int) -> int:
+    """Write a row with the ORM."""
+    model("django_celery_beat.IntervalSchedule").objects.create(every=every, period="days")
+    return every
+
+
+@durable_task(name="steps_in_a_block")
+def steps_in_a_block() -> None:
+    """Ask for a step inside of an open block."""
+    with transaction.atomic():
+        schedule(9)
+        step.run("inside", int, 7)
+
+
+@durable_task(name="writes_with_its_record", retries=0)
+def writes_with_its_record(every: int, how: str = "") -> int:
+    """Write with the ORM in the transaction of a step's record."""
+
+    def write() -> int:
+        schedule(every)
+        if how == "die":
+            os._exit(9)
+        if how == "fail":
+            reason = "told to fail"
+            raise ValueError(reason)
+        return every
+
+    return adapter.transaction("write", write)
 
 
 def connection_is_usable() -> bool:

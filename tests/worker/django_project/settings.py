@@ -15,14 +15,14 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 INSTALLED_APPS = ["django_celery_results", "django_celery_beat"]
 # A test's tables are made as they are now, not migration by migration.
 MIGRATION_MODULES = {"django_celery_results": None, "django_celery_beat": None}
-DATABASES = {
-    "default": {
-        "ENGINE": "django.db.backends.sqlite3",
-        "NAME": str(_FOLDER / "django.db"),
-        # Several processes write: take the lock at a transaction's begin, as Django's docs advise for that.
-        "OPTIONS": {"timeout": 20, "transaction_mode": "IMMEDIATE", "init_command": "PRAGMA journal_mode=WAL;"},
-    }
+CONF = json.loads(os.environ["TEST_APP_CONF"])
+_SQLITE = {
+    "ENGINE": "django.db.backends.sqlite3",
+    "NAME": str(_FOLDER / "django.db"),
+    # Several processes write: take the lock at a transaction's begin, as Django's docs advise for that.
+    "OPTIONS": {"timeout": 20, "transaction_mode": "IMMEDIATE", "init_command": "PRAGMA journal_mode=WAL;"},
 }
+DATABASES = {"default": CONF.pop("tests_database", None) or _SQLITE}
 CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
 CELERY_BEAT_MAX_LOOP_INTERVAL = 0.5
-globals().update({f"CELERY_{name.upper()}": value for name, value in json.loads(os.environ["TEST_APP_CONF"]).items()})
+globals().update({f"CELERY_{name.upper()}": value for name, value in CONF.items()})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from celery_defer.words import clock
@@ -64,7 +63,8 @@ class Suspend(Control):
         Args:
             parts: All of them, this one too.
         """
-        whole = copy(self)
+        whole = Suspend(self.waiting_for, self.key, self.attempt, self.wake)
+        vars(whole).update(vars(self))
         whole.parts = parts
         return whole
 

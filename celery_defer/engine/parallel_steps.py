@@ -26,9 +26,6 @@ class ParallelSteps:
     __slots__ = ()
 
     @overload
-    def parallel(self, a: Callable[[], A], /) -> tuple[A]: ...
-
-    @overload
     def parallel(self, a: Callable[[], A], b: Callable[[], B], /) -> tuple[A, B]: ...
 
     @overload

@@ -34,7 +34,7 @@ from celery_defer.worker import flags, task
 from celery_defer.worker.publisher import Publisher
 from celery_defer.worker.sweeper import SweeperStep
 from celery_defer.worker.task import DurableMixin
-from tests.worker import canvas_tasks, child_tasks, event_tasks, usage_tasks
+from tests.worker import branch_tasks, canvas_tasks, child_tasks, event_tasks, usage_tasks
 
 FOLDER = Path(os.environ["TEST_APP_FOLDER"])
 
@@ -336,6 +336,7 @@ def changes() -> None:
 
 pairs = canvas_tasks.pairs(app, durable, effect)
 children = child_tasks.children(app, durable, effect, hold)
+branches = branch_tasks.branches(app, durable, effect, hold)
 usage = usage_tasks.usage(app, durable, effect, hold, once)
 if EXTRA is not None:
     events = event_tasks.events(durable, effect, hold, EXTRA)

@@ -1,6 +1,7 @@
 """Durable steps, ``defer()`` and more for Celery tasks."""
 
 from celery_defer.durable import Durable
+from celery_defer.engine.async_steps import astep
 from celery_defer.engine.current import ReplayFilter, current_run
 from celery_defer.engine.steps import step
 from celery_defer.errors import (
@@ -64,6 +65,7 @@ __all__ = [
     "TaskResult",
     "TaskSignature",
     "UnknownRunError",
+    "astep",
     "current_run",
     "defer",
     "run_cancelled",

@@ -18,15 +18,12 @@ from celery_defer.worker.sending import Sending
 from celery_defer.worker.sweeper import SweeperStep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from celery_defer.store import Store
     from celery_defer.words.settings import Settings
-    from celery_defer.worker.typed import (
-        BoundDecorator,
-        Decorator,
-        DurableTask,
-    )
+    from celery_defer.worker.typed import AsyncDurableTask, BoundDecorator, Decorator, DurableTask
+
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -75,6 +72,9 @@ class Durable(Managing, Sending):
         register_router(app)
         register_settlers(app)
         adopt(app)
+
+    @overload
+    def task(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncDurableTask[P, R]: ...
 
     @overload
     def task(self, fn: Callable[P, R], /) -> DurableTask[P, R]: ...

@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery_defer.engine.control import LeaseLost, Suspend
 from celery_defer.engine.current import stepping
-from celery_defer.engine.execution import LONGEST_WAIT, Execution, Record
 from celery_defer.engine.failure import describe, dumps, step_error
+from celery_defer.engine.pausing import pause
 from celery_defer.engine.ports import Outgoing
+from celery_defer.engine.strand import Record
 from celery_defer.errors import (
     NonRetriableError,
     PayloadError,
-    RetryAfterError,
 )
 from celery_defer.words import clock
 from celery_defer.words.codec import result_codec
-from celery_defer.words.durations import retry_after
 from celery_defer.words.settings import PUBLISH_GRACE
 from celery_defer.words.states import StepKind, StepState
 
@@ -31,9 +30,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from celery_defer.engine.execution import Execution
     from celery_defer.store import Store
     from celery_defer.words.codec import Codec
-    from celery_defer.words.settings import RetryPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +93,7 @@ class Attempt:
         self._began = clock.monotonic()
         self._mark = execution.deferrals.mark()
         self._sent: Mapping[str, Mapping[str, Any]] = {}
-        execution.on_new_ground = True
+        execution.enter_new_ground()
 
     def run(self, call: Callable[[], Any]) -> Any:
         """Run the body and return what a replay will return.
@@ -112,6 +111,10 @@ class Attempt:
         except BaseException as error:  # noqa: BLE001 - what doesn't fail the step is raised again
             self._raised(error, token)
         stepping.reset(token)
+        return self._landed(value)
+
+    def _landed(self, value: Any) -> Any:
+        """Record what the body returned, and return what a replay will return."""
         try:
             text, value = self._written(value)
         except _UnwritableError as unwritable:
@@ -181,7 +184,7 @@ class Attempt:
             return value
         self._committed(Record(StepState.COMPLETED, execution.position, text, None), published)
         if cancelled:
-            execution.cancelled = True
+            execution.trunk.cancelled = True
         return value
 
     @contextmanager
@@ -290,7 +293,7 @@ class Attempt:
             return
         self._committed(record, published)
         if cancelled:
-            execution.cancelled = True
+            execution.trunk.cancelled = True
 
     def _committed(self, record: Record, outgoing: Outgoing) -> None:
         execution = self._execution
@@ -318,34 +321,6 @@ class Attempt:
 
     def _is_ours(self, found: Any, text: str | None) -> bool:
         return found is not None and found["epoch"] == self._execution.fence.epoch and found["result"] == text
-
-
-def pause(policy: RetryPolicy, error: BaseException, attempt: int) -> Any:
-    """Return the seconds, or the time, until the next attempt.
-
-    Args:
-        policy: The retry policy.
-        error: What the last attempt raised.
-        attempt: Its number, from 0.
-
-    Raises:
-        NonRetriableError: The error asks for a delay that can't be used.
-    """
-    if isinstance(error, RetryAfterError):
-        try:
-            return _at_most_a_year(retry_after(error.delay))
-        except (ValueError, TypeError) as wrong:
-            reason = f"RetryAfterError has a delay that can't be used: {wrong}"
-            raise NonRetriableError(reason) from error
-    return policy.pause(attempt)
-
-
-def _at_most_a_year(wake: Any) -> Any:
-    ahead = wake if isinstance(wake, float) else (wake - clock.utcnow()).total_seconds()
-    if ahead > LONGEST_WAIT:
-        reason = f"it can be a year at most, found {ahead:g} seconds"
-        raise ValueError(reason)
-    return wake
 
 
 def replay(record: Record, key: str, codec: Codec) -> Any:

@@ -9,10 +9,12 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from celery_defer.engine.branch import StepInFlight
+from celery_defer.engine.current import executing
 from celery_defer.errors import ConfigError, StepTimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
 
 def call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None = None) -> Any:
@@ -30,15 +32,43 @@ def call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], 
     """
     if timeout is None:
         value = fn(*args, **kwargs)
-        return asyncio.run(value) if inspect.iscoroutine(value) else value
+        return _run(value) if inspect.iscoroutine(value) else value
     if inspect.iscoroutinefunction(inspect.unwrap(getattr(fn, "func", fn))):
-        return asyncio.run(_within(fn(*args, **kwargs), timeout))
+        return _run(_within(fn(*args, **kwargs), timeout))
     with _alarm(timeout):
         value = fn(*args, **kwargs)
-    return asyncio.run(_within(value, timeout)) if inspect.iscoroutine(value) else value
+    return _run(_within(value, timeout)) if inspect.iscoroutine(value) else value
 
 
-async def _within(coroutine: Any, timeout: float) -> Any:  # noqa: ASYNC109 - the caller has no loop
+async def called(
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    timeout: float | None,  # noqa: ASYNC109 - the step's
+) -> Any:
+    """As `call`, in the caller's loop; a plain function isn't interrupted there.
+
+    Args:
+        fn: The function.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        timeout: Seconds that it may take, or None.
+    """
+    value = fn(*args, **kwargs)
+    if not inspect.iscoroutine(value):
+        return value
+    return await (value if timeout is None else _within(value, timeout))
+
+
+def _run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine to its end: in the loop of the async body that the step belongs to, if there is one."""
+    strand = executing.get()
+    if isinstance(strand, StepInFlight):
+        return asyncio.run_coroutine_threadsafe(coroutine, strand.loop).result()
+    return asyncio.run(coroutine)
+
+
+async def _within(coroutine: Any, timeout: float) -> Any:  # noqa: ASYNC109 - the step's
     limit = asyncio.timeout(timeout)
     try:
         async with limit:

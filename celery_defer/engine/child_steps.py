@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from celery_defer.engine.entering import inside
 from celery_defer.engine.invoking import invoke, map_
+from celery_defer.engine.steering import awaitable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -44,6 +45,7 @@ class ChildSteps:
         self, id: str, signature: Any, /, *, timeout: float | str | timedelta | None = None, detached: bool = False
     ) -> Any: ...
 
+    @awaitable
     def invoke(
         self, id: str, signature: Any, /, *, timeout: float | str | timedelta | None = None, detached: bool = False
     ) -> Any:
@@ -74,6 +76,7 @@ class ChildSteps:
         """
         return invoke(inside(id, "step.invoke"), id, signature, timeout, detached=detached)
 
+    @awaitable
     def map(
         self,
         id: str,

@@ -44,6 +44,7 @@ def claim(host: Host, chosen: Iterable[tuple[Open, RecordedEvent]]) -> int:
     ended = sum(_cancel(host, wait.row, event) for wait, event in cancels)
     host.publish(Outgoing(over=[wait.filed for wait, _ in cancels]))
     wakes = [(wait, event) for wait, event in first.values() if wait.row["kind"] == AwaitKind.WAIT]
+    wakes = _one_each(wakes)
     for place in range(0, len(wakes), CHUNK):
         part = wakes[place : place + CHUNK]
         outgoing = host.store.transact(lambda connection, part=part: _end(connection, host, part))  # type: ignore[misc]
@@ -66,11 +67,22 @@ def time_out(host: Host, most: int) -> int:
     store = host.store
     with store.autocommit() as connection:
         due = store.awaits.due(connection, most)
+        due = list({wait["run_id"]: wait for wait in reversed(due)}.values())  # a run goes on with one of its waits
         keys = store.awaits.keys_of(connection, [wait["id"] for wait in due])
     waits = [Open(wait, keys.get(wait["id"], ())) for wait in due]
     if waits:
         host.publish(store.transact(lambda connection: _last_look(connection, host, waits)))
     return len(waits)
+
+
+def _one_each(wakes: Sequence[tuple[Open, RecordedEvent]]) -> list[tuple[Open, RecordedEvent]]:
+    """Leave one wait of each run, that of its earliest event: the others find theirs when the run waits again."""
+    first: dict[str, tuple[Open, RecordedEvent]] = {}
+    for wait, event in wakes:
+        other = first.get(wait.row["run_id"])
+        if other is None or (event.key, wait.row["id"]) < (other[1].key, other[0].row["id"]):
+            first[wait.row["run_id"]] = wait, event
+    return list(first.values())
 
 
 def _end(connection: Connection, host: Host, wakes: Sequence[tuple[Open, RecordedEvent]]) -> Outgoing:
@@ -92,7 +104,7 @@ def _last_look(connection: Connection, host: Host, waits: Sequence[Open]) -> Out
             written = TIMED_OUT if event is None else json.dumps(event.written())
             endings.append(Ending(wait.row, None if event is None else event.key, written))
     awaits.end(connection, endings)
-    return Outgoing(list(rows.values()), over=[wait.filed for wait in waits])
+    return Outgoing(list(rows.values()), over=[wait.filed for wait in waits if wait.row["run_id"] in rows])
 
 
 def _cancel(host: Host, wait: Mapping[Any, Any], event: RecordedEvent) -> bool:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from celery_defer.words import clock
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from celery_defer.engine.matching import Awaited
@@ -17,6 +20,8 @@ class Control(BaseException):
 
 class Suspend(Control):
     """The run leaves the worker until a time.
+
+    Several branches that wait are one suspension, whose first wait wakes the run; `parts` are those of all of them.
 
     Args:
         waiting_for: One of `WaitingFor`.
@@ -49,6 +54,19 @@ class Suspend(Control):
         self.waiting_for, self.key, self.attempt, self.wake = waiting_for, key, attempt, wake
         self.error, self.cause, self.known, self.call = error, cause, known, call
         self.awaited, self.births = awaited, births
+        self.parts: tuple[Suspend, ...] = (self,)
+        self.asked = clock.monotonic()
+
+    def among(self, parts: tuple[Suspend, ...]) -> Suspend:
+        """Return this wait as the one that stands for several.
+
+        Args:
+            parts: All of them, this one too.
+        """
+        whole = Suspend(self.waiting_for, self.key, self.attempt, self.wake)
+        vars(whole).update(vars(self))
+        whole.parts = parts
+        return whole
 
 
 class LeaseLost(Control):
@@ -81,3 +99,21 @@ class Abort(Control):
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
         self.error = error
+
+
+def together(controls: Sequence[Control]) -> Control:
+    """Return how the body is left when several of its strands were: the gravest, or all their waits as one.
+
+    Args:
+        controls: At least one.
+    """
+    for kind in (LeaseLost, Cancelled, Abort, HandOver):
+        for control in controls:
+            if isinstance(control, kind):
+                return control
+    parts = tuple(part for control in controls if isinstance(control, Suspend) for part in control.parts)
+    now = clock.monotonic()
+    for part in parts:
+        if isinstance(part.wake, float):  # it has waited for the other strands already
+            part.wake, part.asked = max(0.0, part.wake - (now - part.asked)), now
+    return parts[0] if len(parts) == 1 else parts[0].among(parts)

@@ -50,6 +50,23 @@ class DeferralBook:
         """Whether there is something to commit."""
         return bool(self._buffer or self._aborts)
 
+    def branch(self) -> DeferralBook:
+        """Return the book of a branch: it buffers and commits its own, and an id is unique over all of the run's."""
+        book = DeferralBook(self._run, self._limits)
+        book._known, book._seen, book._lock = self._known, self._seen, self._lock
+        return book
+
+    def absorb(self, book: DeferralBook) -> None:
+        """Take over what another book of the run has buffered and not committed.
+
+        Args:
+            book: The other book.
+        """
+        with self._lock:
+            self._buffer += book._buffer
+            self._aborts |= book._aborts
+            book._buffer, book._aborts = [], {}
+
     def load(self, deferral_id: str, state: str) -> None:
         """Note a recorded deferral."""
         self._known[deferral_id] = state
@@ -89,7 +106,10 @@ class DeferralBook:
             )
             raise LimitExceededError(reason)
         call = freeze()
-        self._seen.add(deferral_id)
+        with self._lock:
+            if deferral_id in self._seen:  # another branch was quicker
+                return
+            self._seen.add(deferral_id)
         self._buffer.append(
             {
                 "run_id": self._run["id"],

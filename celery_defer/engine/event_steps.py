@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from celery_defer.engine.awaiting import send_event, wait_for_event
 from celery_defer.engine.entering import inside
+from celery_defer.engine.steering import awaitable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -63,6 +64,7 @@ class EventSteps:
         lookback: float | str | timedelta | None = None,
     ) -> Event[Any] | None: ...
 
+    @awaitable
     def wait_for_event(  # noqa: PLR0913 - each of them is asked for
         self,
         id: str,
@@ -112,6 +114,7 @@ class EventSteps:
             execution, id, event, timeout=timeout, match=match, if_=if_, variables=vars, lookback=lookback
         )
 
+    @awaitable
     def send_event(self, id: str, event: Event[Any], /) -> str:
         """Send an event once: it is recorded with its step in one commit, and routed after that.
 

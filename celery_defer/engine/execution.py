@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from celery_defer.engine.control import Abort, Cancelled, Control, HandOver, LeaseLost, Suspend
 from celery_defer.engine.current import executing, stepping
 from celery_defer.engine.deferring import DeferralBook
-from celery_defer.engine.step_ids import check_id
-from celery_defer.errors import LimitExceededError, NestedStepError, NonRetriableError
+from celery_defer.engine.failure import step_error
+from celery_defer.engine.strand import BODY, Record, Strand, Wait
+from celery_defer.errors import LimitExceededError, NonRetriableError
 from celery_defer.store import StoreAwayError
 from celery_defer.words import clock
 from celery_defer.words.records import Fence, ParentRef
@@ -27,34 +27,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("celery_defer.run")
 
-_REORDERED = "the order of steps has changed since they were recorded: each is answered from its record"
 _UNASKED = "the run finished and nobody asked for some of its records: a renamed step has run again"
-BODY = ""  # the step id of a failed go at the body between steps; users' ids are never empty
 LONGEST_WAIT = 366 * 86400.0
 
 
-@dataclass(slots=True)
-class Record:
-    """A recorded step as a replay needs it."""
-
-    state: str
-    position: int
-    result: str | None
-    error: str | None
-
-
-@dataclass(slots=True)
-class Wait:
-    """A recorded wait of a step."""
-
-    kind: str
-    position: int
-    wake_at: Any
-    at: Any
-
-
-class Execution:
+class Execution(Strand):
     """One delivery of a run to a worker, from its claim to its end or suspension.
+
+    Its body is a strand of steps; a branch of it is another, which shares all that belongs to the run (`Branch`).
 
     Args:
         row: The run's row at the claim.
@@ -77,7 +57,10 @@ class Execution:
         self.row, self.host, self.policy = row, host, policy
         self.fence = Fence(row["id"], row["epoch"])
         self.claimed_at, self.deadline = claimed_at, deadline
-        self.leaving: Control | None = None
+        self.trunk = self
+        self.prefix, self.body_key = "", BODY
+        self.doom: Control | None = None  # why no strand may go on
+        self.entering = False  # the body is called next
         self.cancelled = bool(row["cancel_requested"])
         self.final = False  # Celery's own retry() gave up: the body isn't repeated
         self.cancellable = False  # events may cancel it
@@ -87,28 +70,23 @@ class Execution:
         self.records: dict[str, Record] = {}
         self.waits: dict[str, list[Wait]] = {}
         self.deferrals = DeferralBook(row, host.settings.limits)
-        self._bytes = 0
+        self.bytes = 0
         self._load(history)
         self._waited = sum(len(waits) for waits in self.waits.values())
         self._recorded = {key for key, waits in self.waits.items() if key != BODY and waits[-1].kind != "retry"}
         self._recorded |= self.records.keys()
-        self._begun = self._recorded | (self.waits.keys() - {BODY})
-        self._replayable = frozenset(self._begun)
-        self.on_new_ground = False  # a step was run that had no record: what follows is no replay
-        self._asked: set[str] = set()
-        self._used: dict[str, int] = {}
-        self._latest = -1
-        self._reordered = False
+        self.begun = self._recorded | (self.waits.keys() - {BODY})
+        self.begin(self.deferrals, frozenset(self.begun))
 
     def _load(self, history: Sequence[Mapping[Any, Any]]) -> None:
         for row in history:
             match row["source"]:
                 case "step":
                     self.records[row["id"]] = Record(row["state"], row["position"], row["result"], row["error"])
-                    self._bytes += len(row["result"] or "")
+                    self.bytes += len(row["result"] or "")
                 case "wait":
                     self.waits.setdefault(row["id"], []).append(
-                        Wait(row["kind"], row["position"], row["until"], row["at"])
+                        Wait(row["kind"], row["position"], row["until"], row["at"], row["error"])
                     )
                 case _:
                     self.deferrals.load(row["id"], row["state"])
@@ -140,27 +118,9 @@ class Execution:
         return not any(wait.kind == WaitingFor.INVOKE for waits in self.waits.values() for wait in waits)
 
     @property
-    def is_replaying(self) -> bool:
-        """Whether some steps that were begun before the claim weren't asked for yet, and no other was run."""
-        return not self.on_new_ground and not self._replayable <= self._asked
-
-    @property
     def position(self) -> int:
         """How many records the run has: the number of the next."""
         return len(self.records) + self._waited
-
-    @property
-    def body_failures(self) -> int:
-        """How often the body failed outside of steps."""
-        return len(self.waits.get(BODY, ()))
-
-    @property
-    def body_attempt(self) -> int:
-        """How often the body failed since the run's latest record: each piece between steps has its own budget."""
-        latest = max((record.position for record in self.records.values()), default=-1)
-        sleeps = (wait.position for key in self.waits if key != BODY for wait in self.waits[key])
-        latest = max(latest, *sleeps, -1)
-        return sum(wait.position > latest for wait in self.waits.get(BODY, ()))
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -173,70 +133,39 @@ class Execution:
             stepping.reset(inner)
             executing.reset(token)
 
-    def ask(self, step_id: str) -> str:
-        """Begin a step call: check that it is allowed and return the key of its record.
-
-        Args:
-            step_id: The user's id.
-
-        Raises:
-            NonRetriableError: The id isn't text, is empty or too long.
-        """
-        if self.leaving is not None:
-            raise self.leaving
-        check_id(step_id)
-        outer = stepping.get()
-        if outer is not None:
-            reason = (
-                f"step {step_id!r} was called inside step {outer[0]!r} of run {self.fence.run_id}:"
-                " call it in the task's body, before or after"
-            )
-            self.leave(Abort(NestedStepError(reason)))
-        key = self._indexed(step_id)
-        self._asked.add(key)
-        self._note_order(key)
-        return key
-
-    def _indexed(self, step_id: str) -> str:
-        number = self._used.get(step_id, 0) + 1
-        key = step_id if number == 1 else f"{step_id}#{number}"
-        while key in self._asked:  # the user has a step of that very id
-            number += 1
-            key = f"{step_id}#{number}"
-        self._used[step_id] = number
-        return key
-
-    def _note_order(self, key: str) -> None:
-        known = self.records.get(key)
-        position = known.position if known else self.waits[key][0].position if key in self.waits else None
-        if position is None:
-            return
-        if position < self._latest and not self._reordered:
-            self._reordered = True
-            logger.warning(_REORDERED, extra={"run_id": self.fence.run_id, "task": self.row["task"], "step": key})
-        self._latest = max(self._latest, position)
-
     def boundary(self, key: str) -> None:
         """Check, before a body is run that isn't recorded, that this execution may still go on (I2, I9).
 
         Args:
             key: The step that is about to begin.
         """
+        if self.trunk.doom is not None:
+            self.leave(self.trunk.doom)
         if self.cancelled:
             self.leave(Cancelled())
         if self.host.stopping():
             self.leave(HandOver())
         if clock.monotonic() > self.deadline:
             self.confirm()
+        self._wait_on(key)
         obstacle = self.host.obstacle(key)
         if obstacle is not None:
             raise NonRetriableError(obstacle)
-        if key not in self._begun and len(self._begun) >= self.host.settings.limits.steps:
+        if key not in self.begun and len(self.begun) >= self.host.settings.limits.steps:
             reason = (
                 f"run {self.fence.run_id} has {self.host.settings.limits.steps} steps (defer_max_steps):"
                 " let it start further runs for the rest"
             )
             self.leave(Abort(LimitExceededError(reason)))
+
+    def _wait_on(self, key: str) -> None:
+        """Go on waiting for the next attempt, if the run was woken by what another branch waits for."""
+        waits = self.waits.get(key)
+        if not waits or waits[-1].kind != WaitingFor.RETRY or waits[-1].wake_at <= self.claimed_at:
+            return
+        error = json.loads(waits[-1].error or "null")
+        cause = None if error is None else step_error(key, error)
+        self.leave(Suspend("retry", key, len(waits) - 1, waits[-1].wake_at, error=error, cause=cause, known=True))
 
     def confirm(self) -> None:
         """Have SQL say whether the lease is still ours, and whether the run is to be cancelled.
@@ -253,18 +182,9 @@ class Execution:
         flag = self.persist(renew, asked_at + lease)
         if flag is None:
             self.leave(LeaseLost())
-        self.deadline = asked_at + lease
+        self.trunk.deadline = asked_at + lease
         if flag:
             self.leave(Cancelled())
-
-    def leave(self, control: Control) -> NoReturn:
-        """Leave the body; every later step call raises the same.
-
-        Raises:
-            Control: Always.
-        """
-        self.leaving = control
-        raise control
 
     def persist(self, attempt: Callable[[], Any], until: float | None = None) -> Any:
         """Commit something, again while the database is away and the lease holds."""
@@ -303,11 +223,12 @@ class Execution:
             record: What was recorded.
         """
         self.records[key] = record
-        self._begun.add(key)
-        self._bytes += len(record.result or "")
-        if self._bytes > self.host.settings.limits.run_bytes:
+        self.begun.add(key)
+        trunk = self.trunk
+        trunk.bytes += len(record.result or "")
+        if trunk.bytes > self.host.settings.limits.run_bytes:
             reason = (
-                f"the results of run {self.fence.run_id} have {self._bytes} bytes; the limit is"
+                f"the results of run {self.fence.run_id} have {trunk.bytes} bytes; the limit is"
                 f" {self.host.settings.limits.run_bytes} (defer_max_run_bytes): store large data elsewhere"
                 " and return its key"
             )
@@ -338,6 +259,6 @@ class Execution:
 
     def note_unasked(self) -> None:
         """Log the records of a finished run that its body didn't ask for."""
-        unasked = sorted(self._recorded - self._asked)
+        unasked = sorted(self._recorded - self.asked)
         if unasked:
             logger.warning(_UNASKED, extra={"run_id": self.fence.run_id, "task": self.row["task"], "steps": unasked})

@@ -12,50 +12,39 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from celery_defer.engine import entering
-from celery_defer.engine.arming import arm, await_event
-from celery_defer.engine.attempt import pause
+from celery_defer.engine.arming import arm
 from celery_defer.engine.cancelling import cancelled_error
 from celery_defer.engine.control import Abort, Cancelled, Control, HandOver, LeaseLost, Suspend
-from celery_defer.engine.execution import BODY
 from celery_defer.engine.failure import describe, dumps
-from celery_defer.engine.lookback import Open, filed
+from celery_defer.engine.lookback import filed
+from celery_defer.engine.parallel import FINAL
+from celery_defer.engine.pausing import pause
 from celery_defer.engine.ports import Outgoing
+from celery_defer.engine.strand import BODY
+from celery_defer.engine.suspending import earliest, wake_if_over, write_waits
 from celery_defer.errors import (
-    ConfigError,
     CrashLoopError,
-    InvalidArgumentError,
-    InvalidExpressionError,
-    LimitExceededError,
     NonRetriableError,
     PayloadError,
     RunCancelledError,
-    StepError,
 )
 from celery_defer.words import clock
 from celery_defer.words.settings import PUBLISH_GRACE
-from celery_defer.words.states import RunState, WaitingFor
+from celery_defer.words.states import RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection
 
     from celery_defer.engine.execution import Execution
+    from celery_defer.engine.lookback import Open
     from celery_defer.engine.ports import Births
     from celery_defer.words.codec import Codec
 
 logger = logging.getLogger("celery_defer.run")
 
-# What another go at the body would raise again.
-_FINAL = (
-    StepError,
-    NonRetriableError,
-    LimitExceededError,
-    InvalidArgumentError,
-    InvalidExpressionError,
-    ConfigError,
-)
 _MOVE = {RunState.COMPLETED: "complete", RunState.FAILED: "fail", RunState.CANCELLED: "cancel"}
 
 
@@ -157,7 +146,7 @@ class _Executor:
     def _raised(self, error: Exception) -> Finished | Left:
         execution = self._execution
         policy = execution.policy
-        final = (*_FINAL, *policy.never)
+        final = (*FINAL, *policy.never)
         if execution.final or isinstance(error, final) or execution.body_attempt >= policy.retries:
             return self._fail(error)
         try:
@@ -233,9 +222,11 @@ class _Executor:
     def _suspend(self, suspension: Suspend) -> Finished | Left:
         execution = self._execution
         store = execution.host.store
-        refusal = execution.host.refusal(execution, suspension)
-        if refusal is not None:
-            return self._fail(refusal)
+        for part in suspension.parts:
+            refusal = execution.host.refusal(execution, part)
+            if refusal is not None:
+                return self._fail(refusal)
+        suspension = earliest(execution, suspension)
         execution.host.suspending(execution, suspension)
         done = _Suspended()
 
@@ -250,7 +241,7 @@ class _Executor:
         execution.deferrals.written()
         execution.publish(done.published)
         delay = suspension.wake - (clock.monotonic() - done.at) if isinstance(suspension.wake, float) else None
-        if done.opened is not None:
+        if done.opened:
             self._arm(done.opened)
         if wake_at is not None:  # else the answer of the commit was lost: the sweep wakes the run
             execution.host.arm(execution.fence.run_id, wake_at, delay)
@@ -262,16 +253,17 @@ class _Executor:
         done.at = clock.monotonic()
         if wake_at is None:
             return None
-        if suspension.waiting_for == WaitingFor.EVENT:
-            done.opened = await_event(connection, execution, suspension, wake_at)
-        if not suspension.known:
-            store.waits.add(connection, execution.fence, _wait(execution, suspension, wake_at))
+        done.opened = write_waits(connection, execution, suspension, wake_at)
         if suspension.call is not None:
             store.runs.rewrite_call(connection, execution.fence, *suspension.call)
         if execution.deferrals:
             done.published = execution.deferrals.write(connection, store, None)
-        if suspension.births is not None:
-            self._bear(connection, suspension.births, done)
+        over = wake_if_over(connection, execution, suspension)
+        if over:
+            done.published = replace(done.published, runs=[*done.published.runs, *over])
+        for part in suspension.parts:
+            if part.births is not None:
+                self._bear(connection, part.births, done)
         return wake_at
 
     def _bear(self, connection: Connection, births: Births, done: _Suspended) -> None:
@@ -284,10 +276,10 @@ class _Executor:
         first = done.published
         done.published = replace(first, runs=[*first.runs, *now], calls=[*first.calls, *calls])
 
-    def _arm(self, opened: Open) -> None:
-        """Have events find the wait; what fails here is done by the sweep."""
+    def _arm(self, opened: Sequence[Open]) -> None:
+        """Have events find the waits; what fails here is done by the sweep."""
         try:
-            arm(self._execution.host, [opened])
+            arm(self._execution.host, opened)
         except Exception:
             logger.exception("a wait for an event isn't armed yet", extra={"run_id": self._execution.fence.run_id})
 
@@ -343,25 +335,14 @@ class _Suspended:
     Attributes:
         published: Deferrals that start at once.
         at: When the wait began, by `clock.monotonic`.
-        opened: The wait for an event.
+        opened: The waits for events.
     """
 
     published: Outgoing = field(default_factory=Outgoing)
     at: float = 0.0
-    opened: Open | None = None
+    opened: Sequence[Open] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Returned:
     value: Any
-
-
-def _wait(execution: Execution, suspension: Suspend, wake_at: Any) -> dict[str, Any]:
-    return {
-        "step_id": suspension.key,
-        "attempt": suspension.attempt,
-        "kind": suspension.waiting_for,
-        "position": execution.position,
-        "error": None if suspension.error is None else dumps(suspension.error),
-        "wake_at": wake_at,
-    }

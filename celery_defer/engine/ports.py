@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
     from datetime import datetime
 
     from celery_defer.correlation import Filed, Registry
@@ -169,6 +170,14 @@ class Host(Protocol):
 
     def publish(self, outgoing: Outgoing) -> None:
         """Publish what was committed; the sweep does so again for what didn't get out (I5)."""
+
+    def within(self, execution: Execution) -> AbstractContextManager[None]:
+        """Make this thread one that executes a run's task, as far as Celery tells.
+
+        Args:
+            execution: The run's.
+        """
+        ...
 
     def refusal(self, execution: Execution, suspension: Suspend) -> Exception | None:
         """Return why a run can't be suspended for so long, None if it can: those who wait for it may not wait so long.

@@ -13,6 +13,8 @@ from celery_defer.engine.current import executing
 from celery_defer.engine.entering import inside, outside
 from celery_defer.engine.event_steps import EventSteps
 from celery_defer.engine.execution import LONGEST_WAIT
+from celery_defer.engine.parallel_steps import ParallelSteps
+from celery_defer.engine.steering import awaitable
 from celery_defer.words import clock
 from celery_defer.words.codec import codec_for, result_codec
 from celery_defer.words.durations import moment, seconds
@@ -41,12 +43,18 @@ class StepRunner:
     def __init__(self, options: Options) -> None:
         self._options = options
 
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that a step's body may take, or None."""
+        return self._options.timeout
+
     @overload
     def run(self, id: str, fn: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
 
     @overload
     def run(self, id: str, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
 
+    @awaitable
     def run(self, id: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run ``fn(*args, **kwargs)`` once; its result is committed before the next line runs.
 
@@ -97,6 +105,7 @@ class StepRunner:
         self, id: str, fn: Callable[Concatenate[Connection, P], R], /, *args: P.args, **kwargs: P.kwargs
     ) -> R: ...
 
+    @awaitable
     def transaction(self, id: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """As `run`, but ``fn``'s first argument is a connection of the defer database, in a transaction.
 
@@ -138,7 +147,7 @@ class TypedRunner(Protocol[R_co]):
         ...
 
 
-class StepApi(StepRunner, EventSteps, ChildSteps):
+class StepApi(StepRunner, EventSteps, ChildSteps, ParallelSteps):
     """The module-level ``step``; it acts on the run that executes in the current context."""
 
     __slots__ = ()
@@ -184,6 +193,7 @@ class StepApi(StepRunner, EventSteps, ChildSteps):
             raise ValueError(reason)
         return StepRunner(Options(retries, limit, None if returns is None else codec_for(returns)))
 
+    @awaitable
     def sleep(self, id: str, duration: float | str | timedelta, /) -> None:
         """Suspend the run; it holds nothing meanwhile, and a crash doesn't restart the sleep.
 
@@ -198,6 +208,7 @@ class StepApi(StepRunner, EventSteps, ChildSteps):
         execution = inside(id, "step.sleep")
         execution.sleep(id, lambda: _checked_sleep(_not_negative(duration)))
 
+    @awaitable
     def sleep_until(self, id: str, when: datetime | str, /) -> None:
         """Suspend the run until a time.
 

@@ -13,7 +13,7 @@ from sqlalchemy import and_, bindparam, delete, exists, insert, null, or_, selec
 from celery_defer.store.change import Change, Insertion, whole
 from celery_defer.store.direct import Direct
 from celery_defer.store.sql import after, now
-from celery_defer.words.states import RUN, WAIT, RunState, WaitingFor, WaitStatus, target
+from celery_defer.words.states import RUN, WAIT, RunState, WaitStatus, target
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -80,7 +80,7 @@ class Awaits:
             wait.c.event_key.in_(bindparam("events", expanding=True)),
             wait.c.status == WaitStatus.TAKEN,
         )
-        waiting = and_(run.c.state == RunState.WAITING, run.c.waiting_for == WaitingFor.EVENT)
+        waiting = run.c.state == RunState.WAITING  # perhaps for more than this; the fence tells that for this too
         fenced = tuple_(run.c.id, run.c.epoch).in_(bindparam("fences", expanding=True))
         resumed = {"state": target(RUN, "wake"), "waiting_for": null(), "publish_at": after("grace"), "publishes": 0}
         self._resume = Change(dialect, run, and_(fenced, waiting), resumed)
@@ -115,7 +115,8 @@ class Awaits:
     def _due_waits(tables: Tables, wait: Any) -> Select[Any]:
         run = tables.run
         at_it = and_(wait.c.run_id == run.c.id, wait.c.epoch == run.c.epoch, wait.c.kind == "wait")
-        due = and_(run.c.state == RunState.WAITING, run.c.waiting_for == WaitingFor.EVENT, run.c.wake_at <= now())
+        # a run is due with the first of its waits; its index finds it
+        due = and_(run.c.state == RunState.WAITING, run.c.wake_at <= now(), wait.c.expires <= now())
         found = select(wait).where(at_it, due, wait.c.status == WaitStatus.OPEN)
         return found.order_by(run.c.wake_at).limit(bindparam("most"))
 

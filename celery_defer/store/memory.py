@@ -113,7 +113,8 @@ class MemoryStore(Store):
             waits = [Ending(wait, None, "null") for wait in self.awaits.of_run(connection, run_id)]
             row = connection.execute(self._wake, {"run_id": run_id}).mappings().first()
             if row is not None:
-                self.awaits.end(connection, [each for each in waits if each.wait["kind"] == AwaitKind.WAIT])
+                waits = [each for each in waits if each.wait["kind"] == AwaitKind.WAIT]
+                self.awaits.end(connection, [each for each in waits if each.wait["expires"] <= row["wake_at"]])
             return row
 
     def take_deferral(self, *, delayed: bool) -> RowMapping | None:

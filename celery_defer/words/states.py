@@ -93,6 +93,7 @@ class StepKind(StrEnum):
     SEND = "send"
     INVOKE = "invoke"
     MAP = "map"
+    BRANCH = "branch"
 
 
 class When(StrEnum):

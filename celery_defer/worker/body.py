@@ -57,7 +57,7 @@ class BodyMixin(Task):
         try:
             again = super().retry(*args, throw=False, **options)
         except BaseException:
-            execution.final = True  # its budget is used up: ours must not begin then
+            execution.trunk.final = True  # its budget is used up: ours must not begin then
             raise
         request.defer_again = again
         request.defer_retry_options = {name: options[name] for name in options if name not in _RETRYS}

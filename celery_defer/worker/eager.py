@@ -33,11 +33,13 @@ from celery_defer.errors import DurableError
 from celery_defer.store.memory import MemoryStore
 from celery_defer.words.states import Trigger
 from celery_defer.worker import django, invoking
+from celery_defer.worker.entering import within
 from celery_defer.worker.frozen import DEFERRAL, PARENT, thaw_signature
 from celery_defer.worker.triggering import Triggers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from celery_defer.engine.control import Suspend
     from celery_defer.engine.execution import Execution
@@ -154,6 +156,10 @@ class EagerHost:
 
     def refusal(self, execution: Execution, suspension: Suspend) -> Exception | None:
         """Refuse nothing: nobody waits."""
+
+    def within(self, execution: Execution) -> AbstractContextManager[None]:
+        """Make this thread one that executes a run's task, as far as Celery tells."""
+        return within(execution)
 
     def suspending(self, execution: Execution, suspension: Suspend) -> None:
         """Tell nobody: there is no time in which anybody could ask."""

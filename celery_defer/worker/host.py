@@ -16,6 +16,7 @@ from celery_defer.engine.routing import Router
 from celery_defer.words import clock
 from celery_defer.words.states import RunState
 from celery_defer.worker import chords, django, flags, invoking
+from celery_defer.worker.entering import within
 from celery_defer.worker.frozen import with_children
 from celery_defer.worker.heartbeat import Heartbeat
 from celery_defer.worker.publisher import Publisher
@@ -23,6 +24,7 @@ from celery_defer.worker.triggering import Triggers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
     from datetime import datetime
 
     from celery_defer.engine.control import Suspend
@@ -145,6 +147,10 @@ class Host:
         task, request = execution.handle
         rest = request.chord or request.chain  # nobody else waits for it
         return chords.refusal(task.backend, execution.row, suspension) if rest else None
+
+    def within(self, execution: Execution) -> AbstractContextManager[None]:
+        """Make this thread one that executes a run's task, as far as Celery tells."""
+        return within(execution)
 
     def suspending(self, execution: Execution, suspension: Suspend) -> None:
         """Tell Celery's result backend and events of a suspension that is about to be committed (I3)."""

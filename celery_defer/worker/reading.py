@@ -8,7 +8,7 @@ import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from celery_defer.engine.execution import BODY
+from celery_defer.engine.strand import BODY
 from celery_defer.errors import PayloadError
 from celery_defer.store.cipher import opened
 from celery_defer.words.records import DeferralRecord, Run, Step

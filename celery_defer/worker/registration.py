@@ -10,15 +10,16 @@ from celery.local import Proxy
 from celery_defer.errors import ConfigError
 from celery_defer.words.contract import Contract
 from celery_defer.worker.calls import RecordingTask
+from celery_defer.worker.coroutines import entered
 from celery_defer.worker.django import OnCommitTask
 from celery_defer.worker.options import parse, starts_of
 from celery_defer.worker.task import DurableMixin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from celery_defer.worker.options import TaskOptions
-    from celery_defer.worker.typed import BoundDecorator, Decorator, DurableTask
+    from celery_defer.worker.typed import AsyncDurableTask, BoundDecorator, Decorator, DurableTask
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -71,6 +72,9 @@ def _on_bound(cls: Any, app: Any) -> None:
     function = function.__func__ if isinstance(function, staticmethod) else function
     if function is not None:
         cls.contract = Contract(function, bound=bound)
+        run = entered(function)
+        if run is not function:
+            cls.run = run if bound else staticmethod(run)
     if "policy" not in vars(cls):
         cls.policy = parse({}, cls).policy
     if "starts" not in vars(cls):
@@ -102,6 +106,10 @@ def _check_function(args: tuple[Any, ...]) -> None:
     if len(args) > 1 or not all(map(callable, args)):
         reason = f"@durable.task takes one function, or options only, found {args!r:.80}"
         raise ConfigError(reason)
+
+
+@overload
+def shared_durable_task(fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncDurableTask[P, R]: ...
 
 
 @overload

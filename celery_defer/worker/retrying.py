@@ -23,8 +23,13 @@ def tell_retry(task: Any, request: Any, suspension: Suspend | None) -> None:
         request: Celery's request.
         suspension: How the run left the worker; only a pause before the next attempt is told.
     """
-    if suspension is None or suspension.waiting_for != "retry":
-        return
+    for part in () if suspension is None else suspension.parts:
+        goes_on = part.known and part.call is None  # it waits since an execution before, which has told of it
+        if part.waiting_for == "retry" and not goes_on:
+            _tell(task, request, part)
+
+
+def _tell(task: Any, request: Any, suspension: Suspend) -> None:
     cause = suspension.cause
     reason: Any = cause if isinstance(cause, Retry) else Retry(exc=cause, when=suspension.wake)
     try:

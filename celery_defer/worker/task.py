@@ -14,8 +14,8 @@ from kombu.utils import json
 from celery_defer.engine.children import over
 from celery_defer.engine.control import Abort, HandOver, Suspend
 from celery_defer.engine.delivery import Call, Ended, receive
-from celery_defer.engine.execution import BODY
 from celery_defer.engine.executor import Finished, Left, execute
+from celery_defer.engine.strand import BODY
 from celery_defer.errors import PayloadError, RunCancelledError
 from celery_defer.store.cipher import opened
 from celery_defer.words import clock
@@ -242,6 +242,7 @@ class DurableMixin(BodyMixin):
             begin(self, execution)
             args, kwargs = self.contract.build(*plain, whole=event is not None)
             self._before_start(request)
+            execution.entering = True
             value = super().__call__(*args, **kwargs)
         except Retry as again:
             request.defer_again = request.get("defer_again") or again

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
     from enum import Enum
     from typing import Self
 
@@ -232,10 +232,24 @@ class DurableTask(Protocol[P, R_co]):
         ...
 
 
+class AsyncDurableTask(DurableTask[P, R_co], Protocol[P, R_co]):
+    """A durable task that is an ``async def``; its result is what the coroutine returns."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the function's coroutine, to be awaited here and now, outside of any run."""
+        ...
+
+
 class Decorator(Protocol):
     """What ``@durable.task(…)`` returns."""
 
-    def __call__(self, fn: Callable[P, R], /) -> DurableTask[P, R]:
+    @overload
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncDurableTask[P, R]: ...
+
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> DurableTask[P, R]: ...
+
+    def __call__(self, fn: Callable[P, Any], /) -> DurableTask[P, Any]:
         """Make a function a durable task."""
         ...
 
@@ -243,6 +257,12 @@ class Decorator(Protocol):
 class BoundDecorator(Protocol):
     """What ``@durable.task(bind=True, …)`` returns: the function's first parameter is the task."""
 
-    def __call__(self, fn: Callable[Concatenate[Any, P], R], /) -> DurableTask[P, R]:
+    @overload
+    def __call__(self, fn: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /) -> AsyncDurableTask[P, R]: ...
+
+    @overload
+    def __call__(self, fn: Callable[Concatenate[Any, P], R], /) -> DurableTask[P, R]: ...
+
+    def __call__(self, fn: Callable[Concatenate[Any, P], Any], /) -> DurableTask[P, Any]:
         """Make a function a durable task."""
         ...

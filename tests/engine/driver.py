@@ -24,6 +24,7 @@ from celery_defer.engine.sweep import Sweep
 from celery_defer.store import Store
 from celery_defer.store.events import RecordedEvent, new_keys
 from celery_defer.store.sql import after
+from celery_defer.words import clock
 from celery_defer.words.records import Run, Step
 from celery_defer.words.states import TERMINAL
 from celery_defer.worker.heartbeat import KINDS, Heartbeat
@@ -318,6 +319,19 @@ class Driver:
         assert found.rowcount == 1, f"run {run_id} isn't waiting: {self.run(run_id)}"
         self.sweep.timers()
 
+    def come(self, run_id: str, step_id: str) -> None:
+        """Let the time of one wait of a run come, and sweep; its other waits are ahead still."""
+        run, wait, event_wait = self.store.tables.run, self.store.tables.wait, self.store.tables.events.event_wait
+        with self.store.autocommit() as connection:
+            of_step = (wait.c.run_id == run_id, wait.c.step_id == step_id)
+            connection.execute(update(wait).where(*of_step).values(wake_at=after(-1.0)))
+            of_event = (event_wait.c.run_id == run_id, event_wait.c.step_id == step_id, event_wait.c.status == "open")
+            connection.execute(update(event_wait).where(*of_event).values(expires=after(0.0)))
+            connection.execute(
+                update(run).where(run.c.id == run_id, run.c.state == "waiting").values(wake_at=after(-0.5))
+            )
+        self.sweep.timers()
+
     def expire(self, run_id: str) -> None:
         """Let a run's lease run out."""
         run = self.store.tables.run
@@ -426,3 +440,11 @@ def execution() -> Execution:
     found = executing.get()
     assert found is not None
     return found
+
+
+def until(condition: Callable[[], Any]) -> None:
+    """Wait for a condition that another thread brings about."""
+    deadline = clock.monotonic() + _DEADLINE
+    while not condition():
+        assert clock.monotonic() < deadline, "it didn't come to that"
+        clock.sleep(0.001)

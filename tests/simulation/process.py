@@ -4,6 +4,7 @@ import json
 import random
 import threading
 import uuid
+from contextlib import nullcontext
 from datetime import datetime
 from typing import Any
 
@@ -169,6 +170,9 @@ class Process:
 
     def refusal(self, execution: Any, suspension: Any) -> None:
         return None
+
+    def within(self, execution: Any) -> Any:
+        return nullcontext()
 
     def suspending(self, execution: Any, suspension: Any) -> None:
         self.faults.point("suspending")

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import select, update
 
 from celery_defer.correlation import Filed, Registry, registry
-from celery_defer.engine import arming, claiming, executor, routing, sweep
+from celery_defer.engine import arming, claiming, executor, routing, suspending, sweep
 from celery_defer.engine.knowledge import Knowledge, Known
 from celery_defer.engine.lookback import filed, look_back
 from celery_defer.engine.ports import Outgoing
@@ -26,8 +26,8 @@ from tests.simulation.plan import START
 # What is replaced by what: of modules and classes, by name.
 Changes = Mapping[tuple[Any, str], Any]
 # What these modules import is replaced in them too.
-_MODULES: tuple[Any, ...] = (arming, claiming, executor, routing, sweep)
-ARMING, CLAIMING, EXECUTOR, ROUTING, SWEEP = _MODULES
+_MODULES: tuple[Any, ...] = (arming, claiming, executor, routing, suspending, sweep)
+ARMING, CLAIMING, EXECUTOR, ROUTING, SUSPENDING, SWEEP = _MODULES
 
 
 def _pause(host: Any, events: Any) -> None:
@@ -164,7 +164,7 @@ def looked_back_before_redis() -> Changes:
 
 def looked_back_in_transaction() -> Changes:
     """R3 in R1's transaction."""
-    begin, found = EXECUTOR.await_event, dict[int, Any]()
+    begin, found = SUSPENDING.await_event, dict[int, Any]()
 
     def looked(connection, execution, suspension, expires):
         opened = begin(connection, execution, suspension, expires)
@@ -179,7 +179,7 @@ def looked_back_in_transaction() -> Changes:
         claims = [(wait, found.get(wait.row["id"])) for wait in waits]
         ARMING.claim(host, [(wait, event) for wait, event in claims if event is not None])
 
-    return {(EXECUTOR, "await_event"): looked, (EXECUTOR, "arm"): arm}
+    return {(SUSPENDING, "await_event"): looked, (EXECUTOR, "arm"): arm}
 
 
 def ready_before_built() -> Changes:
@@ -203,7 +203,7 @@ def ready_before_built() -> Changes:
 
 def redis_before_sql() -> Changes:
     """R2 before R1."""
-    begin = EXECUTOR.await_event
+    begin = SUSPENDING.await_event
 
     def early(connection, execution, suspension, expires):
         opened = begin(connection, execution, suspension, expires)
@@ -213,7 +213,7 @@ def redis_before_sql() -> Changes:
         return opened
 
     return {
-        (EXECUTOR, "await_event"): early,
+        (SUSPENDING, "await_event"): early,
         **_armed_by(lambda host, waits: _arm(host, waits, first=False, add=False)),
     }
 

@@ -13,7 +13,7 @@ import pytest
 from celery_defer.store.sql import after
 from celery_defer.words.records import Fence
 from tests.services import waits
-from tests.store.events import KEY, SHAPE, claimed, ending, event_of, put_wait, record, wait_row
+from tests.store.events import KEY, SHAPE, ago, claimed, ending, event_of, put_wait, record, wait_row
 from tests.store.rows import GRACE, LEASE, MANY, change, do, put, row, rows, wait_until
 
 if TYPE_CHECKING:
@@ -87,9 +87,8 @@ def test_an_end_resumes_the_run_and_records_the_answer(store, by):
         {"state": "pending", "waiting_for": None, "wake_at": None, "publish_at": after(0.0)},
         {"epoch": 4},
         {"epoch": 2},
-        {"waiting_for": "sleep"},
     ],
-    ids=["cancelled", "pending", "a later epoch", "an earlier epoch", "asleep"],
+    ids=["cancelled", "pending", "a later epoch", "an earlier epoch"],
 )
 def test_a_claim_against_a_run_that_waits_no_more_changes_nothing(store, changes):
     """The run's row, at the wait's epoch, is the lock (I7)."""
@@ -102,6 +101,13 @@ def test_a_claim_against_a_run_that_waits_no_more_changes_nothing(store, changes
     assert rows(store, store.tables.events.event_wait) == before[1]
     assert rows(store, store.tables.events.wait_key) == before[2]
     assert rows(store, store.tables.step) == []
+
+
+def test_a_run_whose_nearest_wait_is_another_is_resumed(store):
+    """An event ends its wait also if the run waits for a sleep besides, which ends before the timeout."""
+    wait_id = put_wait(store)
+    change(store, waiting_for="sleep")
+    assert claimed(store, ending(store, wait_id, event_of(store))) == ["r"]
 
 
 def test_an_end_that_comes_again_changes_nothing(store):
@@ -192,7 +198,9 @@ def test_many_ends_in_one_transaction(store):
 
 def test_waits_whose_time_is_over_are_due(store):
     """Those of waiting runs at their epoch; the earliest first, some at a time."""
-    late, later = put_wait(store, "a", wake_at=after(-5.0)), put_wait(store, "b", wake_at=after(-9.0))
+    late = put_wait(store, "a", wake_at=after(-5.0), expires=ago(store, 5.0))
+    later = put_wait(store, "b", wake_at=after(-9.0), expires=ago(store, 9.0))
+    put_wait(store, "wakes for another", wake_at=after(-5.0), expires=ago(store, -60.0))
     put_wait(store, "in time", wake_at=after(60.0))
     put_wait(store, "another epoch", epoch=2)
     put_wait(store, "cancels", kind="cancel")

@@ -34,7 +34,7 @@ from celery_defer.worker import flags, task
 from celery_defer.worker.publisher import Publisher
 from celery_defer.worker.sweeper import SweeperStep
 from celery_defer.worker.task import DurableMixin
-from tests.worker import canvas_tasks, child_tasks, event_tasks, usage_tasks
+from tests.worker import branch_tasks, canvas_tasks, child_tasks, event_tasks, usage_tasks
 
 FOLDER = Path(os.environ["TEST_APP_FOLDER"])
 
@@ -59,7 +59,8 @@ EXTRA = CONF.pop("tests_with", None)
 app.conf.update(CONF)
 durable = Durable(app)
 # A test process imports this module once per site, and shared tasks would be those of every application.
-plain_task, durable_task = partial(app.task, shared=False), partial(durable.task, shared=False)
+plain_task: Any = partial(app.task, shared=False)
+durable_task: Any = partial(durable.task, shared=False)
 
 
 def effect(what: str, **more: Any) -> str:
@@ -335,6 +336,7 @@ def changes() -> None:
 
 pairs = canvas_tasks.pairs(app, durable, effect)
 children = child_tasks.children(app, durable, effect, hold)
+branches = branch_tasks.branches(app, durable, effect, hold)
 usage = usage_tasks.usage(app, durable, effect, hold, once)
 if EXTRA is not None:
     events = event_tasks.events(durable, effect, hold, EXTRA)

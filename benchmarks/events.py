@@ -45,7 +45,7 @@ def wakings(server, arguments, console):
         if find_spec("dbos") is not None:
             dbos = Dbos(POSTGRES)
             stack.callback(dbos.close)
-        table = [each for each in waking(*modules, dbos) if arguments.only in each.name]
+        table = [each for each in waking(modules[0], modules[1], dbos) if arguments.only in each.name]
         if table:
             show("events and time", CONTENDERS, table, measure(table, arguments.rounds, console), console)
 

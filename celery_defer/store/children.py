@@ -32,14 +32,13 @@ class Children:
         parent: Any = bindparam("parent", type_=run.c.id.type)
         of: Any = bindparam("step", type_=run.c.step_id.type)
         of_step = and_(run.c.parent_id == parent, run.c.step_id == of)
-        self._outcomes = Direct(
-            union_all(
-                select(run.c.id, run.c.number, run.c.state, run.c.result, run.c.error).where(of_step),
-                select(call.c.id, literal(0).label("number"), call.c.state, call.c.result, call.c.error).where(
-                    call.c.run_id == parent, call.c.step_id == of
-                ),
-            ).order_by("number")
-        )
+        outcomes: Any = union_all(
+            select(run.c.id, run.c.number, run.c.state, run.c.result, run.c.error).where(of_step),
+            select(call.c.id, literal(0).label("number"), call.c.state, call.c.result, call.c.error).where(
+                call.c.run_id == parent, call.c.step_id == of
+            ),
+        ).order_by("number")
+        self._outcomes = Direct(outcomes)
         # Held: pending, and nobody is to publish it before one of the others has ended.
         held = and_(run.c.state == RunState.PENDING, run.c.publish_at.is_(null()))
         self._active = select(func.count()).where(of_step, run.c.state.not_in(TERMINAL), ~held)

@@ -41,7 +41,8 @@ class Known:
     def __init__(self, tables: Tables, dialect: str) -> None:
         events = tables.events
         self._shape, self._name, registry = events.shape, events.known_name, events.registry
-        self._version = Direct(select(registry.c.version, now().label("now")).where(registry.c.id == _THE_ROW))
+        version: Any = select(registry.c.version, now().label("now")).where(registry.c.id == _THE_ROW)
+        self._version = Direct(version)
         self._secret = select(registry.c.secret).where(registry.c.id == _THE_ROW)
         self._make_secret = (
             update(registry)

@@ -12,11 +12,19 @@ from celery_defer.worker.router import send, send_in
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
 
+    from sqlalchemy import Connection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+    from sqlalchemy.orm import Session, scoped_session
+
     from celery_defer.events import Event
     from celery_defer.store import Store
+    from celery_defer.store.foreign import DjangoConnection
     from celery_defer.words.settings import Settings
     from celery_defer.worker.host import Host
-    from celery_defer.worker.typed import AsyncTransaction, Canvas, TaskResult, TaskSignature
+    from celery_defer.worker.typed import Canvas, TaskResult, TaskSignature
+
+    AsyncTransaction = AsyncSession | AsyncConnection
+    Transaction = Session | scoped_session[Any] | Connection | DjangoConnection
 
 R = TypeVar("R")
 
@@ -46,7 +54,7 @@ class Sending:
     def send_event(self, event: Event[Any], session: AsyncTransaction) -> Awaitable[str]: ...
 
     @overload
-    def send_event(self, event: Event[Any], session: Any = None) -> str: ...
+    def send_event(self, event: Event[Any], session: Transaction | None = None) -> str: ...
 
     def send_event(self, event: Event[Any], session: Any = None) -> Any:
         """Send an event: it starts, wakes and cancels the runs that it concerns.
@@ -99,7 +107,7 @@ class Sending:
     def enqueue(self, signature: TaskSignature[R], session: AsyncTransaction, /) -> Awaitable[TaskResult[R]]: ...
 
     @overload
-    def enqueue(self, signature: TaskSignature[R], session: Any, /) -> TaskResult[R]: ...
+    def enqueue(self, signature: TaskSignature[R], session: Transaction, /) -> TaskResult[R]: ...
 
     @overload
     def enqueue(self, signature: Canvas, session: Any, /) -> Any: ...

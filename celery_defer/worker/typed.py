@@ -31,13 +31,6 @@ class Canvas(Protocol):
         """Return a copy."""
 
 
-class AsyncTransaction(Protocol):
-    """SQLAlchemy's ``AsyncSession`` or ``AsyncConnection``."""
-
-    async def run_sync(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
-        """Call a function with the session or connection that waits."""
-
-
 class TaskResult(Protocol[R_co]):
     """Celery's ``AsyncResult`` of a run."""
 

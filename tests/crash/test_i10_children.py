@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -30,8 +31,13 @@ def test_i10_a_map_survives_kills_in_its_middle(site: Site) -> None:
     site.conf["defer_lease"] = 1.0
     site.worker(concurrency=3).wait_ready()
     result = site.tasks.children.many.delay(60, 10)
+
+    def got_on(goal: int) -> list[dict[str, Any]]:
+        found = site.effects(what="double")
+        return found if len(found) >= goal else []
+
     for kill in range(1, 4):
-        done = until(lambda kill=kill: (found := site.effects(what="double"))[15 * kill - 1 :] and found, "it got on")
+        done = until(partial(got_on, 15 * kill), "it got on")
         try:
             os.kill(done[-1]["pid"], signal.SIGKILL)
         except ProcessLookupError:

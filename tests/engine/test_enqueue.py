@@ -273,7 +273,7 @@ def test_a_transaction_of_a_step_enqueues_with_its_record(driver, durable_task, 
     """The call, the user's writes and the step's record are one commit; the run knows where it comes from."""
 
     @driver.task
-    def body() -> str:
+    def body() -> Any:
         return step.transaction("order", lambda connection: driver.durable.enqueue(durable_task.si(5), connection).id)
 
     run = driver.go(body)

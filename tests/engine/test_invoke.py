@@ -47,7 +47,7 @@ def test_a_child_s_result_is_the_step_s(driver, bill):
     seen = []
 
     @driver.task
-    def order() -> float:
+    def order() -> Any:
         invoice = step.invoke("bill", bill.si("A-1", 2.5))
         seen.append(invoice)
         step.sleep("a while", "1h")
@@ -65,7 +65,7 @@ def test_the_parent_waits_for_the_child_and_holds_nothing(driver, bill):
     """While the child runs, the parent is waiting for it; it is published when the child's end is told."""
 
     @driver.task
-    def order() -> str:
+    def order() -> Any:
         return step.invoke("bill", bill.si("A-1", 2.5)).order_id
 
     parent = driver.call(order)
@@ -195,7 +195,7 @@ def test_a_child_is_started_once(driver, bill):
     """Messages that come twice or late, and a parent that is executed again, start no second child."""
 
     @driver.task
-    def order() -> str:
+    def order() -> Any:
         return step.invoke("bill", bill.si("A-1", 2.5)).order_id
 
     parent = driver.call(order)
@@ -217,7 +217,7 @@ def test_a_worker_that_dies_between_the_suspension_and_its_publish_loses_no_chil
     """The child's row is committed with the wait: the sweep publishes it."""
 
     @driver.task
-    def order() -> str:
+    def order() -> Any:
         return step.invoke("bill", bill.si("A-1", 2.5)).order_id
 
     parent = driver.call(order)
@@ -254,7 +254,7 @@ def test_a_child_knows_its_parents_and_may_defer(driver):
         return [current_run.trigger, *(each.run_id for each in current_run.parents)]
 
     @driver.task
-    def parent() -> list[str]:
+    def parent() -> Any:
         return step.invoke("child", child.si())
 
     run = driver.go(parent)
@@ -391,7 +391,7 @@ def test_a_plain_target_that_is_published_twice_counts_once(driver, plain):
     """The first outcome stays; the parent goes on once."""
 
     @driver.task
-    def parent() -> int:
+    def parent() -> Any:
         return step.invoke("sum", plain.si(1, 2))
 
     run_id = driver.call(parent)

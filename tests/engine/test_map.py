@@ -28,6 +28,9 @@ def double(driver):
     return double
 
 
+_NO_ITEMS: Any = 7
+
+
 def _double(n: int) -> int:
     return 2 * n
 
@@ -194,8 +197,8 @@ def test_cancelling_the_parent_cancels_held_children_too(driver, double):
 @pytest.mark.parametrize(
     ("call", "what"),
     [
-        (lambda double: step.map("m", len, [1]), "takes a durable task"),
-        (lambda double: step.map("m", double, 7), "needs items to go through"),
+        (lambda double: step.map("m", str, [1]), "takes a durable task"),
+        (lambda double: step.map("m", double, _NO_ITEMS), "needs items to go through"),
         (lambda double: step.map("m", double, [1, "two"]), "item 1 of step 'm'"),
         (lambda double: step.map("m", double, [1], max_concurrency=0), "max_concurrency"),
         (lambda double: step.map("m", double, range(MOST_ITEMS + 1)), "10000 items at most"),

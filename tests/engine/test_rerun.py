@@ -215,7 +215,7 @@ def test_prune_deletes_what_nothing_live_refers_to(driver):
         return step.run("work", str, "x")
 
     @driver.task
-    def parent() -> str:
+    def parent() -> Any:
         return step.invoke("child", child.si())
 
     run_id = driver.call(parent)

@@ -27,7 +27,7 @@ def branches(app: Any, durable: Any, effect: Callable[..., Any], hold: Callable[
     def child(n: int) -> int:
         return step.run("double", lambda: 2 * n)
 
-    def napping(task: Any) -> str:
+    def napping(task: Any) -> Any:
         step.sleep("nap", 0.05)
         return step.run("after", lambda: effect(f"after {task.request.id == app.current_task.request.id}"))
 

@@ -69,7 +69,7 @@ def children(app: Any, durable: Any, effect: Callable[..., Any], hold: Callable[
         return found
 
     @durable.task(name="parent_of_one", shared=False)
-    def one(n: int) -> int:
+    def one(n: int) -> Any:
         return step.invoke("child", held.si(n))
 
     @durable.task(name="parent_of_many", shared=False)

@@ -24,13 +24,14 @@ from kombu.utils.json import dumps
 from sqlalchemy import Connection, Engine, event, text
 
 from celery_defer import Durable, current_run, defer, step
+from celery_defer.engine import children as children_of
 from celery_defer.engine.current import executing
 from celery_defer.errors import RetryAfterError
 from celery_defer.store.deferrals import Deferrals
 from celery_defer.store.direct import Direct
 from celery_defer.store.due import Due
 from celery_defer.words import clock
-from celery_defer.worker import flags, task
+from celery_defer.worker import flags
 from celery_defer.worker.publisher import Publisher
 from celery_defer.worker.sweeper import SweeperStep
 from celery_defer.worker.task import DurableMixin
@@ -387,14 +388,13 @@ def _die_before_publish() -> None:
 
 
 def _die_before_waking() -> None:
-    real = task.over
+    real = children_of.step_is_over
 
-    def dying(host: Any, run: Any, **options: Any) -> None:
-        if run.get("step_id") is not None:
-            _die("before waking")
-        real(host, run, **options)
+    def dying(*args: Any) -> None:
+        _die("before waking")
+        real(*args)
 
-    task.over = dying
+    children_of.step_is_over = dying  # type: ignore[assignment]
 
 
 def _no_sweep() -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from celery.exceptions import CeleryError
 
 from celery_defer import ConfigError
 from tests.services import kinds
-from tests.worker.harness import Process, Site, until
+from tests.worker.harness import Site, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

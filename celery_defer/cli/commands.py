@@ -8,15 +8,14 @@ import click
 from celery.bin.base import handle_preload_options
 
 from celery_defer.cli.application import Application, json_option, one_line_errors, pass_application
+from celery_defer.cli.managing import cancel, prune, rerun
 from celery_defer.cli.plain import document, plain_page, plain_run
 from celery_defer.cli.send import send
 from celery_defer.cli.times import past
-from celery_defer.words.states import TERMINAL, RunState
+from celery_defer.words.states import RunState
 
 if TYPE_CHECKING:
     from datetime import datetime
-
-    from celery_defer.words.records import Run
 
 
 @click.group(name="defer", context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,11 +31,11 @@ def defer(context: click.Context, **_preload: Any) -> None:
 @defer.command()
 @click.option("--state", type=click.Choice([str(state) for state in RunState]), help="Only runs in this state.")
 @click.option("--task", metavar="NAME", help="Only runs of the task with this name.")
-@click.option("--parent", "parent_id", metavar="RUN", help="Only runs that this run deferred.")
+@click.option("--parent", "parent_id", metavar="RUN", help="Only runs that this run deferred or invoked.")
 @click.option("--root", "root_id", metavar="RUN", help="Only runs of the line that this run began, deferred ones too.")
 @click.option("--created-after", callback=past, metavar="WHEN", help="Only younger runs.")
 @click.option("--created-before", callback=past, metavar="WHEN", help="Only older runs.")
-@click.option("--include-deferred", is_flag=True, help="Also runs that a deferral started.")
+@click.option("--include-deferred", is_flag=True, help="Also runs that a deferral or a step started.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many at most.")
 @click.option("--cursor", help="Goes on after a page: the cursor that it ended with.")
 @json_option
@@ -91,7 +90,7 @@ def show(application: Application, run_id: str, *, as_json: bool) -> None:
     JSON: {"id", "task", "state", "waiting_for", "args", "kwargs", "result", "error", "trigger", "event",
     "parent_id", "root_id", "deferral_id", "created_at", "started_at", "finished_at", "wake_at",
     "steps": [{"id", "kind", "state", "result", "error", "attempts", "started_at", "finished_at"}],
-    "deferrals": [{"id", "on", "state", "task", "run_id"}], "children": [ids]}; an error is
+    "deferrals": [{"id", "on", "state", "task", "run_id"}], "children": [ids], "rerun_of"}; an error is
     {"name", "message", "traceback", "types"}.
     """
     durable = application.prepared()
@@ -100,36 +99,6 @@ def show(application: Application, run_id: str, *, as_json: bool) -> None:
         click.echo(document(plain_run(run)))
     else:
         application.screen().run(run, durable.list_runs(parent_id=run_id))
-
-
-@defer.command()
-@click.argument("run_id", metavar="RUN")
-@json_option
-@pass_application
-@one_line_errors
-def cancel(application: Application, run_id: str, *, as_json: bool) -> None:
-    """Cancel a run: at once if it is pending or waiting, before its next step if it is running.
-
-    A run that is over stays as it is.
-
-    JSON: {"id", "before", "state"}: its states before and after; "running" is cancelled before its next step.
-    """
-    durable = application.prepared()
-    before = durable.get_run(run_id).state
-    durable.cancel(run_id)
-    run = durable.get_run(run_id)
-    if as_json:
-        click.echo(document({"id": run.id, "before": before, "state": run.state}))
-    else:
-        click.echo(_told(run, over=before in TERMINAL))
-
-
-def _told(run: Run, *, over: bool) -> str:
-    if over:
-        return f"run {run.id} is {run.state} already: nothing was changed"
-    if run.state == RunState.CANCELLED:
-        return f"run {run.id} is cancelled"
-    return f"run {run.id} is {run.state} and will be cancelled before its next step"
 
 
 @defer.command()
@@ -148,4 +117,5 @@ def migrate(application: Application, *, as_json: bool) -> None:
         click.echo("the tables were brought up to date" if changed else "the tables are up to date")
 
 
-defer.add_command(send)
+for command in (send, cancel, rerun, prune):
+    defer.add_command(command)

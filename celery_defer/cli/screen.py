@@ -96,6 +96,7 @@ class Screen:
         parts += [("error", _error(run.error))]
         parts += [(name, getattr(run, f"{name}_at")) for name in ("created", "started", "finished", "wake")]
         parts += [("took", _took(run)), ("parent", run.parent_id), ("deferral", run.deferral_id)]
+        parts += [("repeats", run.rerun_of)]
         parts += [("root", run.root_id if run.root_id != run.id else None)]
         self._block([(name, f"{_time(value)} UTC" if hasattr(value, "tzinfo") else value) for name, value in parts])
         if run.error is not None and run.error.get("traceback"):

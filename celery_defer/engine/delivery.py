@@ -117,7 +117,9 @@ class _Delivery:
             )
             if claimed is None:
                 return self._look(connection, asked_at)
-            history = store.steps.history(connection, self._run_id) if claimed["epoch"] > 1 else ()
+            # the first execution finds records only if they are copies of another run's
+            found = claimed["epoch"] > 1 or claimed["trigger"] == Trigger.RERUN
+            history = store.steps.history(connection, self._run_id) if found else ()
             if claimed["crashes"] > self._policy.retries:  # it is about to be given up
                 fence = Fence(self._run_id, claimed["epoch"])
                 claimed = {**claimed, "crashes": store.runs.recount(connection, fence, claimed["crashes"])}

@@ -106,11 +106,21 @@ class Sweep:
 
     def prune(self) -> int:
         """Delete finished runs and events that are older than the retention; a batch of each per call."""
-        return self._store.transact(self._prune)
+        return self._store.transact(lambda connection: self._prune(connection, self._host.settings.retention))
 
-    def _prune(self, connection: Connection) -> int:
+    def prune_runs(self, age: float) -> int:
+        """Delete a batch of finished runs that are older than ``age`` seconds; return how many there were."""
+
+        def write(connection: Connection) -> int:
+            ids = self._store.due.old(connection, age, BATCH)
+            if ids:
+                self._store.due.prune(connection, ids)
+            return len(ids)
+
+        return self._store.transact(write)
+
+    def _prune(self, connection: Connection, retention: float | None) -> int:
         gone = self._store.once.prune(connection, BATCH)
-        retention = self._host.settings.retention
         if retention is None:
             return gone
         _, now = self._store.known.version(connection)

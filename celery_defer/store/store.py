@@ -24,6 +24,7 @@ from celery_defer.store.known import Known
 from celery_defer.store.listing import Listing
 from celery_defer.store.once import Once
 from celery_defer.store.outages import lost_a_lock, passes, was_undone
+from celery_defer.store.reruns import Reruns
 from celery_defer.store.runs import Runs
 from celery_defer.store.steps import Steps
 from celery_defer.store.sweeper import Sweepers
@@ -73,6 +74,7 @@ class Store:
         self.runs = Runs(self.tables, self.dialect)
         self.steps = Steps(self.tables, self.dialect)
         self.waits = Waits(self.tables)
+        self.reruns = Reruns(self.tables)
         self.deferrals = Deferrals(self.tables, self.dialect)
         self.calls = Calls(self.tables, self.dialect)
         self.children = Children(self.tables, self.dialect)

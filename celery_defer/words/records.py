@@ -79,6 +79,7 @@ class Run:
         steps: Only in `Durable.get_run`: the records in the order in which they were made.
         deferrals: Only in `Durable.get_run`.
         children: Only in `Durable.get_run`: ids of the runs whose parent this is.
+        rerun_of: The run that this one repeats.
     """
 
     id: str
@@ -101,3 +102,4 @@ class Run:
     steps: tuple[Step, ...] = field(default=())
     deferrals: tuple[DeferralRecord, ...] = field(default=())
     children: tuple[str, ...] = field(default=())
+    rerun_of: str | None = None

@@ -70,6 +70,11 @@ _FROM_OPTIONS = {
 }  # fmt: skip
 # RabbitMQ's notes of dead-lettering; sent again they look like a cycle to it, so Celery's own retry drops them too.
 _DEATHS = ("x-death", "x-first-death-", "x-last-death-")
+# What belongs to one call of a task, and not to another one with the same arguments.
+_OF_ONE_CALL = (
+    "callbacks", "errbacks", "chain", "chord", "group_id", "group_index", "root_id", "parent_id", "reply_to", "retries",
+    "replaced_task_nesting", "origin", "called_at", "children", "expires",
+)  # fmt: skip
 _ADDRESS = ("queue", "exchange", "routing_key")
 _ROUTING = (*_ADDRESS, "priority", "serializer", "compression", "delivery_mode")
 
@@ -132,6 +137,16 @@ def with_children(message: str, children: Sequence[Any]) -> str:
         children: Celery's results.
     """
     return str(json.dumps({**json.loads(opened(message)), "children": [child.as_tuple() for child in children]}))
+
+
+def without_canvas(message: str) -> str:
+    """Return a frozen message without the run's place in a canvas, its callers and the time of its call.
+
+    Args:
+        message: The frozen message.
+    """
+    frozen = json.loads(opened(message))
+    return str(json.dumps({name: value for name, value in frozen.items() if name not in _OF_ONE_CALL}))
 
 
 def children(message: str, app: Any) -> list[Any]:

@@ -90,6 +90,7 @@ def run_of(row: Mapping[Any, Any], app: Any, history: Sequence[Mapping[Any, Any]
             if each["source"] == "deferral"
         ),
         children=tuple(children),
+        rerun_of=row["rerun_of"],
     )
 
 

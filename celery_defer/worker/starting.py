@@ -81,8 +81,11 @@ def begin(task: Any, execution: Execution) -> None:
     Raises:
         Cancelled: It is too late, another run has its key, or an event has cancelled it.
     """
-    starts = task.starts
-    if execution.records or execution.waits:
+    starts, row = task.starts, execution.row
+    begun = bool(execution.records or execution.waits)
+    if row["trigger"] == Trigger.RERUN:  # its records may be copies of another's
+        begun = execution.fence.epoch > 1 and not row["crashes"]
+    if begun:
         return
     if starts.start_timeout is not None and _waited(task, execution) > starts.start_timeout:
         raise Cancelled("cancelled: its start_timeout was over")
@@ -113,7 +116,9 @@ def _finish_within(execution: Execution, within: float) -> None:
 
 
 def _claim_key(task: Any, execution: Execution) -> None:
-    key = idempotency_key(task, execution.event()) if execution.row["trigger"] != Trigger.EVENT else None
+    # a run that an event starts has it already; one that repeats another isn't refused by it
+    claims = execution.row["trigger"] not in (Trigger.EVENT, Trigger.RERUN)
+    key = idempotency_key(task, execution.event()) if claims else None
     if key is not None:
         store, run_id = execution.host.store, execution.fence.run_id
         claim = partial(store.once.claim, wanted={key: run_id}, term=REMEMBERED)

@@ -65,6 +65,9 @@ def _fill(store: Store, run_id: str = "r") -> None:
         born = run_values(f"{run_id} child", args=payload, kwargs=payload, message=payload, event=payload, delay=0.0)
         store.runs.add(connection, [born])
         store.runs.cancel_unowned(connection, f"{run_id} child", payload, GRACE)
+        called = {"id": run_id, "task": "t", "run_id": run_id, "step_id": "invoke", "detached": None}
+        store.calls.add(connection, [{**called, "message": payload, "delay": 0.0, "eta": None}])
+        store.children.settle(connection, run_id, "complete", payload, payload)
         _fill_events(store, connection, run_id)
 
 

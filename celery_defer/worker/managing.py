@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from celery.utils import uuid
 
 from celery_defer.engine.cancelling import cancel
-from celery_defer.engine.execution import BODY
 from celery_defer.engine.offspring import pending
 from celery_defer.engine.ports import Outgoing
+from celery_defer.engine.strand import BODY
 from celery_defer.engine.sweep import BATCH, Sweep
 from celery_defer.errors import InvalidArgumentError, UnknownRunError
 from celery_defer.store.cipher import opened

@@ -148,6 +148,7 @@ class Flight:
             self._watch = self._loop.create_task(self._close())
         await self._closed.wait()
         self._strand.go_on()
+        raise control
 
     async def _close(self) -> None:
         quiet = 0
@@ -155,5 +156,7 @@ class Flight:
             await self._landed.wait()
             await asyncio.sleep(0)
             quiet = 0 if self._aloft else quiet + 1
-        self._strand.leaving = together(self._parked)
-        self._closed.set()
+        try:
+            self._strand.leaving = together(self._parked)
+        finally:
+            self._closed.set()

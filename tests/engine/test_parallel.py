@@ -627,3 +627,64 @@ def test_branches_of_an_eager_run(driver):
 
     assert body.apply().get() == ["long", "short", None]
     assert ran == ["short", "long"]
+
+
+def test_branches_start_children_side_by_side(driver):
+    """``invoke`` and ``map`` in branches: all children are born with one suspension, each runs once (62, 63)."""
+    ran = notes()
+
+    @driver.task
+    def double(n: int) -> int:
+        step.run("note", ran.append, n)
+        return 2 * n
+
+    @driver.task
+    def body() -> Any:
+        return step.parallel(
+            lambda: step.invoke("one", double.si(4)), lambda: step.map("many", double, [1, 2], max_concurrency=1)
+        )
+
+    run = driver.go(body)
+    assert run.result == [8, [2, 4]]
+    assert sorted(ran) == [1, 2, 4]
+    assert len(run.children) == 3
+
+
+def test_a_child_that_ends_while_its_parent_runs_wakes_it(driver):
+    """The parent is executed for another branch when the child ends: it goes on at once, not at the timeout (I5)."""
+
+    @driver.task
+    def child() -> int:
+        return 4
+
+    def napping() -> None:
+        step.sleep("nap", "1h")
+        step.run("work", work_on_child)
+
+    def work_on_child() -> None:
+        known = execution().trunk.waits
+        until(lambda: "parallel#1/1/one" in known)
+        looked.wait(30)
+        driver.elsewhere(lambda: driver.deliver(child_message[0]))
+
+    looked = threading.Event()
+    child_message: list[Any] = []
+
+    def inviting() -> Any:
+        try:
+            return step.invoke("one", child.si())
+        finally:
+            looked.set()
+
+    @driver.task
+    def body() -> Any:
+        return step.parallel(napping, inviting)[1]
+
+    run_id = driver.call(body)
+    driver.deliver(driver.take())
+    child_message.append(driver.take())
+    looked.clear()
+    driver.come(run_id, "parallel#1/0/nap")
+    driver.work()
+    assert driver.run(run_id).state == "completed"
+    assert driver.run(run_id).result == 4

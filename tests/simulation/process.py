@@ -174,6 +174,21 @@ class Process:
     def within(self, execution: Any) -> Any:
         return nullcontext()
 
+    def obstacle(self, step_id: str) -> str | None:
+        return None
+
+    def freeze(self, execution: Any, step_id: str, child_id: str, signature: Any) -> Any:
+        """Its runs start no others."""
+        raise NotImplementedError
+
+    def freeze_each(self, execution: Any, step_id: str, child_ids: Any, task: Any, items: Any) -> Any:
+        """Its runs start no others."""
+        raise NotImplementedError
+
+    def codec_of(self, target: Any) -> Any:
+        """Its runs start no others."""
+        raise NotImplementedError
+
     def suspending(self, execution: Any, suspension: Any) -> None:
         self.faults.point("suspending")
 

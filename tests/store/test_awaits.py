@@ -13,8 +13,8 @@ import pytest
 from celery_defer.store.sql import after
 from celery_defer.words.records import Fence
 from tests.services import waits
-from tests.store.events import KEY, SHAPE, ago, claimed, ending, event_of, put_wait, record, wait_row
-from tests.store.rows import GRACE, LEASE, MANY, change, do, put, row, rows, wait_until
+from tests.store.events import KEY, SHAPE, claimed, ending, event_of, put_wait, record, wait_row
+from tests.store.rows import GRACE, LEASE, MANY, ago, change, do, put, row, rows, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -29,7 +29,7 @@ def branches(app: Any, durable: Any, effect: Callable[..., Any], hold: Callable[
 
     def napping(task: Any) -> Any:
         step.sleep("nap", 0.05)
-        return step.run("after", lambda: effect(f"after {task.request.id == app.current_task.request.id}"))
+        return step.run("after", lambda: str(effect(f"after {task.request.id == app.current_task.request.id}")))
 
     def branching() -> Any:
         return step.parallel(partial(step.run, "a", effect, "a"), partial(step.run, "b", effect, "b"))

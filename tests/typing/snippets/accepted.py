@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from functools import partial
 from typing import Any, assert_type
 
 from celery import Celery, Task, chain, group
@@ -24,6 +26,7 @@ from celery_defer import (
     RunPage,
     TaskResult,
     TaskSignature,
+    astep,
     current_run,
     defer,
     shared_durable_task,
@@ -214,3 +217,47 @@ later(follow_up)
 assert_type(after.delay(1, "a").get(), Any)
 assert_type(colour.delay().get(), Any)
 assert_type(shared_bound.delay(1).get(), Any)
+
+
+@durable.task
+async def coroutine(url: str) -> int:
+    assert_type(await astep.run("fetch", fetch, url), bytes)
+    assert_type(await astep.run("charge", charge, Order(order_id="1", total=2), cents=True), Charge)
+    assert_type(await astep.transaction("write", write, Order(order_id="1", total=2)), int)
+    assert_type(await astep.with_options(returns=Order, retries=2).run("typed", fetch, url), Order)
+    assert_type(await astep.wait_for_event("wait", order_created, timeout="1h"), Event[Order] | None)
+    assert_type(await astep.send_event("send", Event("a")), str)
+    assert_type(await astep.invoke("invoke", follow_up.si("a", 2)), int)
+    await astep.sleep("sleep", timedelta(seconds=1))
+    assert_type(
+        await asyncio.gather(astep.run("fetch", fetch, url), astep.send_event("b", Event("b"))), tuple[bytes, str]
+    )
+    return 1
+
+
+@durable.task(bind=True, retries=2)
+async def bound_coroutine(self: Task, url: str) -> str:
+    return url
+
+
+async def direct() -> None:
+    assert_type(await coroutine("u"), int)
+
+
+assert_type(coroutine.delay("u").get(), int)
+assert_type(coroutine.si("u"), TaskSignature[int])
+assert_type(bound_coroutine.delay(url="u").get(), str)
+
+
+def one() -> int:
+    return 1
+
+
+def two() -> Charge:
+    return Charge("2")
+
+
+assert_type(step.parallel(one, two), tuple[int, Charge])
+assert_type(step.parallel(one, one, two, one), tuple[int, int, Charge, int])
+assert_type(step.parallel(*[one, one]), list[int])
+assert_type(step.parallel(one, two, partial(follow_up, "a", 2)), tuple[int, Charge, int])

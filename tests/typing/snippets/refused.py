@@ -8,7 +8,7 @@ from celery import Celery
 from pydantic import BaseModel
 from sqlalchemy import Connection
 
-from celery_defer import Cron, Durable, DurableTask, Event, EventType, On, defer, shared_durable_task, step
+from celery_defer import Cron, Durable, DurableTask, Event, EventType, On, astep, defer, shared_durable_task, step
 
 durable = Durable(Celery("shop"))
 
@@ -137,3 +137,6 @@ order_created({"order_id": 7}, "id")  # E: call-arg | reportCallIssue
 order_created("1")  # E: arg-type | reportArgumentType
 triggered.delay(order)  # E: arg-type | reportArgumentType
 triggered.delay(Event("order/created", {"order_id": "1"}))  # E: arg-type | reportArgumentType
+step.parallel(fetch, charge)  # E: arg-type | reportArgumentType
+step.parallel(1, 2)  # E: call-overload | reportArgumentType
+astep.run("fetch", fetch, 3)  # E: call-overload | reportCallIssue

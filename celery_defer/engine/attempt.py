@@ -145,7 +145,7 @@ class Attempt:
         Raises:
             StepError: It failed.
         """
-        self._number, self._began = 0, clock.monotonic() - began
+        self._number, self._began, value = 0, clock.monotonic() - began, None
         if error is None:
             try:
                 value = self._codec.load(text or "null")

@@ -26,7 +26,7 @@ class ParallelSteps:
     __slots__ = ()
 
     @overload
-    def parallel(self, a: Callable[[], A], b: Callable[[], B], /) -> tuple[A, B]: ...
+    def parallel(self, a: Callable[[], A], b: Callable[[], B], /) -> tuple[A, B]: ...  # pyright: ignore[reportOverlappingOverload] - as typeshed tells of asyncio.gather
 
     @overload
     def parallel(self, a: Callable[[], A], b: Callable[[], B], c: Callable[[], C], /) -> tuple[A, B, C]: ...

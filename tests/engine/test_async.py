@@ -139,6 +139,24 @@ def test_a_suspension_repeats_no_sibling(driver, group):
     assert len(ran) == 9
 
 
+def test_the_only_other_strand_goes_on_to_its_end(driver):
+    """A strand sleeps: the other one's steps all run before the run leaves, though none is in flight between them."""
+    ran = notes()
+
+    async def working() -> None:
+        for number in range(5):
+            await astep.run("work", ran.append, number)
+
+    @driver.task
+    async def body() -> None:
+        await asyncio.gather(astep.sleep("nap", "1h"), working())
+
+    run_id = driver.call(body)
+    work(driver, run_id, "waiting")
+    assert ran == [0, 1, 2, 3, 4]
+    assert driver.finish(run_id).state == "completed"
+
+
 def test_several_waits_are_one_suspension(driver):
     """A sleep, an event and a retry side by side: each waits for its own time (51)."""
     tries = notes()

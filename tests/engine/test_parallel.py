@@ -304,6 +304,26 @@ def test_a_step_inside_a_branchs_step_fails_the_run(driver):
     assert (run.state, run.error["name"]) == ("failed", "NestedStepError")
 
 
+def test_a_run_that_is_to_fail_begins_no_step_in_another_branch(driver):
+    """One branch fails the run: the others stop at their next step."""
+    ran = notes()
+
+    def nested() -> None:
+        step.run("outer", lambda: step.run("inner", lambda: 1))
+
+    def other() -> None:
+        trunk = execution().trunk
+        until(lambda: trunk.doom is not None)
+        step.run("next", ran.append, "next")
+
+    @driver.task
+    def body() -> Any:
+        return step.parallel(nested, other)
+
+    run = driver.go(body)
+    assert (run.error["name"], ran) == ("NestedStepError", [])
+
+
 def test_parallel_inside_a_step_fails_the_run(driver):
     """Branches are pieces of the body: in a step they are refused (10)."""
 
@@ -619,14 +639,15 @@ def test_branches_of_an_eager_run(driver):
         return step.run("after", lambda: ran.append(name) or name)
 
     def waiting() -> Any:
-        return step.wait_for_event("pay", "paid", timeout=60)
+        event = step.wait_for_event("pay", "paid", timeout=150)
+        return step.run("after", lambda: ran.append("timeout")), event
 
     @driver.task
     def body() -> Any:
         return step.parallel(partial(nap, "long", 120), partial(nap, "short", 30), waiting)
 
-    assert body.apply().get() == ["long", "short", None]
-    assert ran == ["short", "long"]
+    assert body.apply().get() == ["long", "short", [None, None]]
+    assert ran == ["short", "long", "timeout"]
 
 
 def test_branches_start_children_side_by_side(driver):

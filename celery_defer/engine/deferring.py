@@ -38,7 +38,7 @@ class DeferralBook:
         self._run = run
         self._limits = limits
         self._known: dict[str, str] = {}
-        self._buffer: list[dict[str, Any]] = []
+        self._buffer: dict[str, dict[str, Any]] = {}
         self._aborts: dict[str, None] = {}
         self._seen: set[str] = set()
         self._as_written: dict[str, str] = {}
@@ -63,9 +63,9 @@ class DeferralBook:
             book: The other book.
         """
         with self._lock:
-            self._buffer += book._buffer
+            self._buffer |= book._buffer
             self._aborts |= book._aborts
-            book._buffer, book._aborts = [], {}
+            book._buffer, book._aborts = {}, {}
 
     def load(self, deferral_id: str, state: str) -> None:
         """Note a recorded deferral."""
@@ -96,7 +96,7 @@ class DeferralBook:
             if not replaying:
                 logger.warning(_DUPLICATE, extra={"run_id": self._run["id"], "deferral_id": deferral_id})
             return
-        if deferral_id in self._known or any(row["deferral_id"] == deferral_id for row in self._buffer):
+        if deferral_id in self._known or deferral_id in self._buffer:
             self._seen.add(deferral_id)  # a replay, or a second side of a step: silent
             return
         if len(self._known) + len(self._buffer) >= self._limits.deferrals:
@@ -110,32 +110,29 @@ class DeferralBook:
             if deferral_id in self._seen:  # another branch was quicker
                 return
             self._seen.add(deferral_id)
-        self._buffer.append(
-            {
-                "run_id": self._run["id"],
-                "deferral_id": deferral_id,
-                "start_on": str(on),
-                "state": str(DeferralState.RECORDED),
-                "position": position,
-                "task": call.task,
-                "child_id": call.child_id,
-                "durable": call.durable,
-                "delay": call.delay,
-                "eta": call.eta,
-                "args": call.args,
-                "kwargs": call.kwargs,
-                "message": call.message,
-                "publishes": 0,
-            }
-        )
+        self._buffer[deferral_id] = {
+            "run_id": self._run["id"],
+            "deferral_id": deferral_id,
+            "start_on": str(on),
+            "state": str(DeferralState.RECORDED),
+            "position": position,
+            "task": call.task,
+            "child_id": call.child_id,
+            "durable": call.durable,
+            "delay": call.delay,
+            "eta": call.eta,
+            "args": call.args,
+            "kwargs": call.kwargs,
+            "message": call.message,
+            "publishes": 0,
+        }
 
     def abort(self, deferral_id: str) -> None:
         """Take a deferral back; with the next commit if it is recorded."""
         with self._lock:
-            for row in self._buffer:
-                if row["deferral_id"] == deferral_id and deferral_id not in self._as_written:
-                    row["state"] = str(DeferralState.ABORTED)
-                    return
+            if deferral_id in self._buffer and deferral_id not in self._as_written:
+                self._buffer[deferral_id]["state"] = str(DeferralState.ABORTED)
+                return
             state = self._known.get(deferral_id) or self._as_written.get(deferral_id)
             if state in (DeferralState.RECORDED, DeferralState.DISPATCHED):
                 self._aborts[deferral_id] = None
@@ -145,7 +142,7 @@ class DeferralBook:
         if not self._buffer:
             return _NOTHING
         with self._lock:
-            return frozenset(row["deferral_id"] for row in self._buffer)
+            return frozenset(self._buffer)
 
     def drop(self, before: frozenset[str]) -> None:
         """Forget the deferrals of a step attempt that failed.
@@ -154,8 +151,8 @@ class DeferralBook:
             before: From `mark`.
         """
         with self._lock:
-            self._seen -= {row["deferral_id"] for row in self._buffer} - before
-            self._buffer = [row for row in self._buffer if row["deferral_id"] in before]
+            self._seen -= self._buffer.keys() - before
+            self._buffer = {key: row for key, row in self._buffer.items() if key in before}
 
     def write(self, connection: Connection, store: Store, outcome: RunState | None) -> Outgoing:
         """Commit what is buffered with the transaction at hand (I4).
@@ -170,7 +167,7 @@ class DeferralBook:
         """
         with self._lock:
             # copies: if this commit doesn't land, another outcome may be written
-            rows = [{**row, "state": _state(row, outcome)} for row in self._buffer]
+            rows = [{**row, "state": _state(row, outcome)} for row in self._buffer.values()]
             aborts = list(self._aborts)
         self._as_written = {row["deferral_id"]: row["state"] for row in rows}
         self._as_aborted = aborts
@@ -198,7 +195,7 @@ class DeferralBook:
         with self._lock:
             self._known.update(self._as_written)
             self._known.update(dict.fromkeys(self._as_aborted, str(DeferralState.ABORTED)))
-            self._buffer = [row for row in self._buffer if row["deferral_id"] not in self._as_written]
+            self._buffer = {key: row for key, row in self._buffer.items() if key not in self._as_written}
             for deferral_id in self._as_aborted:
                 self._aborts.pop(deferral_id, None)
         self._as_written, self._as_aborted = {}, []

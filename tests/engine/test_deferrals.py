@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from celery import chain, group
 from pydantic import BaseModel
+from sqlalchemy import event
 
 from celery_defer import LimitExceededError, ParentRef, PayloadError, UnknownRunError, current_run, defer, step
 from celery_defer.words import clock
@@ -776,3 +777,43 @@ def test_commit_that_did_not_land_may_end_otherwise(driver, target, calls):
     driver.work()
     assert driver.run(run_id).state == "cancelled"
     assert {ON[number] for number in calls} == {"finish", "cancel", "now"}
+
+
+def test_a_thousand_deferrals_are_one_transaction_and_one_publish(driver, monkeypatch):
+    """Their rows, and those of their runs, are written by as many statements as one deferral takes."""
+    if driver.store.dialect != "postgresql":
+        pytest.skip("PostgreSQL alone takes many rows as one statement's arrays")
+
+    @driver.task
+    def later(n: int) -> None: ...
+
+    @driver.task
+    def parent(count: int) -> None:
+        for n in range(count):
+            defer(f"later {n}", later.si(n))
+
+    batches: list[int] = []
+    publish = driver.host.publish
+
+    def counted(outgoing: Any) -> None:
+        batches.append(len(outgoing.runs))
+        publish(outgoing)
+
+    monkeypatch.setattr(driver.host, "publish", counted)
+    counts = []
+    for count in (2, 3, 1000):
+        batches.clear()
+        run_id = driver.call(parent, count)
+        statements: list[str] = []
+
+        def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any, found: list[str] = statements) -> None:
+            found.append(statement)
+
+        event.listen(driver.store.engine, "before_cursor_execute", note)
+        driver.deliver(driver.take())
+        event.remove(driver.store.engine, "before_cursor_execute", note)
+        counts.append(len(statements))
+        assert [each for each in batches if each] == [count]
+        assert len(driver.run(run_id).deferrals) == count
+        driver.messages()
+    assert counts[1] == counts[2]  # the first one has read what is read once

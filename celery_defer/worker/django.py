@@ -37,8 +37,8 @@ def obstacle(step_id: str) -> str | None:
 
 
 def _connections() -> Iterator[Any]:
-    database = sys.modules.get("django.db")
-    if database is None:
+    database, conf = sys.modules.get("django.db"), sys.modules.get("django.conf")
+    if database is None or conf is None or not conf.settings.configured:  # others may have imported it in vain
         return
     connections = database.connections
     for alias in connections:

@@ -97,21 +97,21 @@ def test_a_death_before_the_publish_is_made_good(driver, order):
 def test_the_event_of_a_triggered_run_is_kept(driver, done):
     """Its data are the arguments again, and what cancels it is waited for anew, also behind copied records."""
 
-    @driver.task(triggers=[On("order/created")], cancel_on=[On("order/cancelled", match="order_id")])
+    @driver.task(triggers=[On("rerun/created")], cancel_on=[On("rerun/cancelled", match="order_id")])
     def triggered(order_id: str) -> str:
         step.run("first", done.append, order_id)
-        step.wait_for_event("paid", "order/paid", timeout="1h")
+        step.wait_for_event("paid", "rerun/paid", timeout="1h")
         return str(current_run.event["order_id"])
 
     driver.host.declare()
-    driver.tell(Event("order/created", {"order_id": "A-1"}))
+    driver.tell(Event("rerun/created", {"order_id": "A-1"}))
     (old,) = driver.durable.list_runs()
-    driver.tell(Event("order/paid", {}))
+    driver.tell(Event("rerun/paid", {}))
     assert driver.run(old.id).result == "A-1"
     kept, gone = driver.durable.rerun(old.id, "paid"), driver.durable.rerun(old.id, "paid")
     driver.work()
     driver.durable.cancel(gone)
-    driver.tell(Event("order/cancelled", {"order_id": "A-1"}))
+    driver.tell(Event("rerun/cancelled", {"order_id": "A-1"}))
     assert driver.run(kept).state == "cancelled"
     assert done == ["A-1"]
 

@@ -118,3 +118,32 @@ def commits(count: int) -> int:
     for number in range(count):
         connection.execute(insert, {"run": "0123456789abcdef0123456789abcdef", "number": number, "body": "1"})
     return count
+
+
+@app.task
+def count(values: list[int]) -> int:
+    return len(values)
+
+
+@durable.task
+def item(number: int) -> int:
+    return number + 1
+
+
+@durable.task
+def mapper(items: int) -> int:
+    return len(step.map("items", item, range(items)))
+
+
+@durable.task
+def invoker() -> float:
+    begun = step.run("begun", time.time)
+    step.invoke("item", item.si(1))
+    return time.time() - begun
+
+
+@durable.task
+def plain_invoker() -> float:
+    begun = step.run("begun", time.time)
+    step.invoke("link", link.si(1))
+    return time.time() - begun

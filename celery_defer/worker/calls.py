@@ -13,7 +13,7 @@ from celery_defer.engine.offspring import pending, seconds_until
 from celery_defer.engine.ports import FrozenCall, Outgoing
 from celery_defer.words.settings import PUBLISH_GRACE
 from celery_defer.words.states import Trigger
-from celery_defer.worker import frozen
+from celery_defer.worker import signatures
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -59,7 +59,7 @@ def publish_recorded(
     """
     run_id = task_id or uuid()
     parent = task.app.current_worker_task
-    message, delay, eta = frozen.from_options(task, linked(task, run_id, options))
+    message, delay, eta = signatures.from_options(task, linked(task, run_id, options))
     call = FrozenCall(task.name, True, run_id, delay, eta, json.dumps(list(args)), json.dumps(kwargs), message)  # noqa: FBT003
     row, left = pending_row(task, call)
     store = task.host.store
@@ -84,7 +84,7 @@ def recorded_row(task: Any, call: FrozenCall, options: Mapping[str, Any]) -> tup
         call: The frozen call.
         options: Of ``apply_async``.
     """
-    message, _, _ = frozen.from_options(task, linked(task, call.child_id, options))
+    message, _, _ = signatures.from_options(task, linked(task, call.child_id, options))
     return pending_row(task, replace(call, message=message))
 
 

@@ -10,7 +10,8 @@ from celery_defer.engine.step_ids import LONGEST_ID
 from celery_defer.errors import DurableError, PayloadError
 from celery_defer.words.guard import text_fault
 from celery_defer.words.states import When
-from celery_defer.worker.frozen import freeze, is_durable, trace_of
+from celery_defer.worker.frozen import trace_of
+from celery_defer.worker.signatures import freeze, is_durable
 
 if TYPE_CHECKING:
     from celery_defer.worker.typed import Canvas

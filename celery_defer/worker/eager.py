@@ -23,7 +23,6 @@ from celery.result import EagerResult, allow_join_result
 from celery.utils import uuid
 from kombu.utils import json
 
-from celery_defer.engine.children import over
 from celery_defer.engine.current import executing, outside
 from celery_defer.engine.delivery import Ended
 from celery_defer.engine.executor import Finished
@@ -33,8 +32,10 @@ from celery_defer.errors import DurableError
 from celery_defer.store.memory import MemoryStore
 from celery_defer.words.states import Trigger
 from celery_defer.worker import django, invoking
+from celery_defer.worker.eager_children import Invoked
 from celery_defer.worker.entering import within
-from celery_defer.worker.frozen import DEFERRAL, PARENT, thaw_signature
+from celery_defer.worker.frozen import DEFERRAL, PARENT
+from celery_defer.worker.signatures import thaw_signature
 from celery_defer.worker.triggering import Triggers
 
 if TYPE_CHECKING:
@@ -263,41 +264,6 @@ class EagerHost:
         finally:
             task.request_stack.pop()
             _task_stack.pop()
-
-
-class Invoked:
-    """What steps have started and nobody has executed yet.
-
-    Args:
-        host: The run's.
-    """
-
-    def __init__(self, host: EagerHost) -> None:
-        self._host = host
-        self._runs: deque[Mapping[Any, Any]] = deque()
-        self._calls: deque[Mapping[Any, Any]] = deque()
-
-    def add(self, outgoing: Outgoing) -> None:
-        """Take what is to be executed before its parent goes on."""
-        self._runs.extend(row for row in outgoing.runs if row["trigger"] == Trigger.INVOKE and not row["epoch"])
-        self._calls.extend(outgoing.calls)
-
-    def execute(self) -> None:
-        """Execute it; each end wakes who waits for it, and lets held ones start."""
-        while self._runs:
-            row = self._runs.popleft()
-            self._host.start_born(row)
-            over(self._host, row)
-        while self._calls:
-            row = self._calls.popleft()
-            signature, _ = thaw_signature(row["message"], self._host.app)
-            try:
-                with outside(), allow_join_result():
-                    result = signature.apply().get()
-            except Exception as error:  # noqa: BLE001 - it is the target's
-                invoking.settle_failure(self._host, row["id"], error)
-            else:
-                invoking.settle(self._host, row["id"], result)
 
 
 def apply(task: Any, run_id: str, trace: Callable[[], Any]) -> Any:

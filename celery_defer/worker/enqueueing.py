@@ -14,7 +14,7 @@ from celery_defer.errors import PayloadError
 from celery_defer.store.sessions import after_commit, transaction_of
 from celery_defer.words.settings import PUBLISH_GRACE
 from celery_defer.worker.calls import recorded_row
-from celery_defer.worker.frozen import freeze_under, is_durable, target_of
+from celery_defer.worker.signatures import freeze_under, is_durable, target_of
 from celery_defer.worker.stray import check_publication
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from celery_defer.engine.children import step_is_over
 from celery_defer.engine.failure import describe, dumps
 from celery_defer.errors import InvalidArgumentError, PayloadError
 from celery_defer.words.codec import PLAIN, plain
-from celery_defer.worker.frozen import freeze_under, is_durable, target_of, trace_of
+from celery_defer.worker.frozen import trace_of
+from celery_defer.worker.signatures import freeze_under, is_durable, target_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

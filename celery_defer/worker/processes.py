@@ -9,10 +9,10 @@ from celery import signals
 
 from celery_defer.errors import DurableError
 from celery_defer.worker import flags
+from celery_defer.worker.announcing import after_task
 from celery_defer.worker.host import Host
 from celery_defer.worker.stray import check_publication
 from celery_defer.worker.sweeper import Sweeper
-from celery_defer.worker.task import after_task
 
 
 def connect() -> None:

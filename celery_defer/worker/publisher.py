@@ -12,8 +12,9 @@ from kombu.utils import json
 from celery_defer.store.cipher import opened
 from celery_defer.words import clock
 from celery_defer.words.records import Fence
-from celery_defer.worker.frozen import DEFERRAL, EPOCH, PARENT, thaw_signature
+from celery_defer.worker.frozen import DEFERRAL, EPOCH, PARENT
 from celery_defer.worker.router import ROUTER
+from celery_defer.worker.signatures import thaw_signature
 from celery_defer.worker.stray import own_publication
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from typing import TYPE_CHECKING, Any
 
 from celery import signals, states
@@ -11,7 +10,6 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery.utils import uuid
 from kombu.utils import json
 
-from celery_defer.engine.children import over
 from celery_defer.engine.control import Abort, HandOver, Suspend
 from celery_defer.engine.delivery import Call, Ended, receive
 from celery_defer.engine.executor import Finished, Left, execute
@@ -21,7 +19,7 @@ from celery_defer.store.cipher import opened
 from celery_defer.words import clock
 from celery_defer.words.durations import moment
 from celery_defer.words.states import RunState, When
-from celery_defer.worker import direct, eager, frozen, replacing
+from celery_defer.worker import direct, eager, frozen, replacing, signatures
 from celery_defer.worker.body import BodyMixin
 from celery_defer.worker.host import celery_state
 from celery_defer.worker.retrying import tell_retry
@@ -273,7 +271,7 @@ class DurableMixin(BodyMixin):
         signature = request.get("defer_replacement")
         if signature is None:
             return
-        call = frozen.freeze_as_it_is(signature, request.id, request.root_id or request.id)
+        call = signatures.freeze_as_it_is(signature, request.id, request.root_id or request.id)
         execution.deferrals.add(replacing.DEFERRAL_ID, lambda: call, When.SUCCESS, execution.position)
 
     def _announce(self, request: Any, row: Any) -> Any:
@@ -326,26 +324,3 @@ class DurableMixin(BodyMixin):
     def ignored(self, request: Any) -> bool:
         """Tell whether a call's result is not wanted."""
         return ignored(self, request)
-
-
-def after_task(sender: Any, state: str | None = None, **_kwargs: Any) -> None:
-    """Note that Celery has stored an outcome and told everybody, and publish what was to wait for that.
-
-    Receives Celery's ``task_postrun``, which is sent with the request still in place.
-
-    Args:
-        sender: The task.
-        state: What Celery has made of it: a failure if it could not publish a link or store the result.
-    """
-    if not isinstance(sender, DurableMixin):
-        return
-    request = sender.request
-    settled: Finished | None = request.get("defer_finished")
-    if settled is None:
-        return
-    host = sender.host
-    host.publish(settled.outgoing)
-    over(host, settled.row, childless=settled.childless)
-    failed_to_tell = state == states.FAILURE and settled.state != RunState.FAILED
-    if sys.exception() is None and not failed_to_tell:  # else the sweep has it announced again
-        host.heartbeat.note("announced", [request.id])

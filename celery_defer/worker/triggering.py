@@ -16,7 +16,7 @@ from celery_defer.store.once import key_of
 from celery_defer.triggers import CRON, Cron, On
 from celery_defer.words.settings import PUBLISH_GRACE
 from celery_defer.words.states import Trigger
-from celery_defer.worker import frozen
+from celery_defer.worker import signatures
 from celery_defer.worker.starting import cancels, idempotency_key
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Triggers:
     def _birth(self, task: Any, key: str, event: dict[str, Any], trigger: Trigger, delay: float) -> Birth:
         run_id = str(uuid.uuid5(_NAMESPACE, f"{key}/{task.name}"))
         args, kwargs = task.contract.from_event(event)
-        message, countdown, eta = frozen.from_options(task, {})
+        message, countdown, eta = signatures.from_options(task, {})
         delay = max(delay, seconds_until(countdown, eta))
         within = task.starts.start_timeout
         row = pending(

@@ -229,9 +229,8 @@ async def coroutine(url: str) -> int:
     assert_type(await astep.send_event("send", Event("a")), str)
     assert_type(await astep.invoke("invoke", follow_up.si("a", 2)), int)
     await astep.sleep("sleep", timedelta(seconds=1))
-    assert_type(
-        await asyncio.gather(astep.run("fetch", fetch, url), astep.send_event("b", Event("b"))), tuple[bytes, str]
-    )
+    page, sent = await asyncio.gather(astep.run("fetch", fetch, url), astep.send_event("b", Event("b")))
+    print(page, sent)
     return 1
 
 

@@ -230,8 +230,7 @@ async def coroutine(url: str) -> int:
     assert_type(await astep.invoke("invoke", follow_up.si("a", 2)), int)
     await astep.sleep("sleep", timedelta(seconds=1))
     page, sent = await asyncio.gather(astep.run("fetch", fetch, url), astep.send_event("b", Event("b")))
-    print(page, sent)
-    return 1
+    return len(page) + len(sent)
 
 
 @durable.task(bind=True, retries=2)

@@ -62,9 +62,10 @@ def cancel(application: Application, /, run_id: str | None, *, as_json: bool, **
     if run_id is not None:
         _alone(choice)
         before = durable.get_run(run_id).state
-        durable.cancel(run_id)
+        if not choice["dry_run"]:
+            durable.cancel(run_id)
         run = durable.get_run(run_id)
-        told = _told(run, over=before in TERMINAL)
+        told = _told(run, over=before in TERMINAL, dry=choice["dry_run"])
         click.echo(document({"id": run.id, "before": before, "state": run.state}) if as_json else told)
         return
     filters = _filters(choice)
@@ -94,9 +95,10 @@ def rerun(
     durable = application.prepared()
     if run_id is not None:
         _alone(choice)
-        new = durable.rerun(run_id, from_step)
-        done = {"runs": {run_id: new}, "dry_run": False}
-        click.echo(document(done) if as_json else f"run {new} repeats run {run_id}")
+        dry = choice["dry_run"]
+        new = durable.rerun(run_id, from_step, dry_run=dry)
+        told = f"run {run_id} would be repeated" if dry else f"run {new} repeats run {run_id}"
+        click.echo(document({"runs": {run_id: new}, "dry_run": dry}) if as_json else told)
         return
     filters = _filters(choice)
     found = durable.rerun_runs(from_step=from_step, dry_run=True, **filters)
@@ -138,7 +140,7 @@ def _filters(choice: dict[str, Any]) -> dict[str, Any]:
 
 def _alone(choice: dict[str, Any]) -> None:
     """Refuse to take a run and options that find others."""
-    given = [name for name, value in choice.items() if value and name != "yes"]
+    given = [name for name, value in choice.items() if value and name not in ("yes", "dry_run")]
     if given:
         reason = "give a run, or options that find some: not both"
         raise click.UsageError(reason)
@@ -173,9 +175,11 @@ def _say(what: str, found: Any, choice: dict[str, Any], *, as_json: bool) -> Non
     click.echo(f"{_counted(found)} {'would be ' if dry else 'were '}{what}" if found else "no such runs")
 
 
-def _told(run: Run, *, over: bool) -> str:
+def _told(run: Run, *, over: bool, dry: bool) -> str:
     if over:
         return f"run {run.id} is {run.state} already: nothing was changed"
+    if dry:
+        return f"run {run.id} is {run.state} and would be cancelled"
     if run.state == RunState.CANCELLED:
         return f"run {run.id} is cancelled"
     return f"run {run.id} is {run.state} and will be cancelled before its next step"

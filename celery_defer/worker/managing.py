@@ -156,7 +156,7 @@ class Managing:
             self.cancel(run_id)
         return found
 
-    def rerun(self, run_id: str, from_step: str | None = None) -> str:
+    def rerun(self, run_id: str, from_step: str | None = None, *, dry_run: bool = False) -> str:
         """Start a run that repeats another one, with the same arguments, queue, priority and headers.
 
         It is a run of its own, without the other one's place in a chain or a chord, its links and its parent, and
@@ -166,9 +166,10 @@ class Managing:
             run_id: A run that is over.
             from_step: What was recorded before this step is copied, this one and later ones run anew; without it all
                 run anew.
+            dry_run: Whether only to see if it can be repeated.
 
         Returns:
-            The new run's id.
+            The new run's id; empty text in a dry run.
 
         Raises:
             UnknownRunError: There is no such row.
@@ -183,6 +184,8 @@ class Managing:
                 reason = f"run {run_id} can't be repeated: it is {row['state']}: wait for its end, or cancel it first"
                 raise InvalidArgumentError(reason)
             below = None if from_step is None else _position(store.steps.history(connection, run_id), run_id, from_step)
+        if dry_run:
+            return ""
         again = _again(row)
 
         def write(connection: Any) -> None:
@@ -221,7 +224,7 @@ class Managing:
         found = [run.id for run in self._each(filters, everything=all) if run.state in TERMINAL]
         if from_step is not None:
             found = [run_id for run_id in found if self._has_step(run_id, from_step)]
-        return {run_id: "" if dry_run else self.rerun(run_id, from_step) for run_id in found}
+        return {run_id: self.rerun(run_id, from_step, dry_run=dry_run) for run_id in found}
 
     def prune(self, older_than: float | str | timedelta | None = None, *, dry_run: bool = False) -> int:
         """Delete finished runs with all that belongs to them, in batches, as the sweep does after ``defer_retention``.

@@ -89,6 +89,15 @@ def test_many_are_repeated(shop):
     assert {shop.get_run(new).rerun_of for new in found.values()} == {"failed0", "failed1"}
 
 
+def test_a_dry_run_of_one_run_changes_nothing(shop):
+    """It says what would be done, and refuses what can't be."""
+    before = states(shop)
+    assert "would be cancelled" in call(shop, "cancel", "waits0", "--dry-run").stdout
+    assert "would be repeated" in call(shop, "rerun", "failed0", "--dry-run").stdout
+    assert call(shop, "rerun", "waits0", "--dry-run").exit_code == 1
+    assert states(shop) == before
+
+
 def test_one_run_is_repeated(shop):
     """From its start, or from a step that it must have; ``show`` says of which."""
     new = data(shop, "rerun", "failed0")["runs"]["failed0"]

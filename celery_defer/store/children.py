@@ -61,6 +61,12 @@ class Children:
         waits = and_(run.c.id == parent, run.c.state == sources(RUN, "wake")[0])
         woken = {"state": target(RUN, "wake"), "waiting_for": null(), "publish_at": after("grace"), "publishes": 0}
         self._wake = Change(dialect, run, and_(waits, ~answered, ~unfinished, ~uncalled), woken, hot=True)
+        self._hold = [
+            select(run.c.id).where(of_step, run.c.finished_at.is_(None)).with_for_update(read=True),
+            select(call.c.id)
+            .where(call.c.run_id == parent, call.c.step_id == of, call.c.state == CallState.OPEN)
+            .with_for_update(read=True),
+        ]
         attached = or_(run.c.detached.is_(None), ~run.c.detached)
         self._attached = select(run.c.id).where(
             run.c.parent_id == parent,
@@ -92,6 +98,20 @@ class Children:
     def outcomes(self, connection: Connection, parent: str, step: str) -> list[dict[str, Any]]:
         """Return id, number, state, result and error of all that a step has started, in order."""
         return self._outcomes.all(connection, {"parent": parent, "step": step})
+
+    def hold(self, connection: Connection, parent: str, step: str) -> None:
+        """Have ends of what a step has started come before or after the transaction at hand, not beside it.
+
+        One that is being committed is waited for, and one that begins now waits. Else the end would find the parent at
+        work, and the parent the child.
+
+        Args:
+            connection: The open transaction, which suspends the parent.
+            parent: The run.
+            step: Its step.
+        """
+        for statement in self._hold:
+            connection.execute(statement, {"parent": parent, "step": step})
 
     def wake(self, connection: Connection, parent: str, step: str, grace: float) -> Mapping[Any, Any] | None:
         """Make a waiting parent pending once all that a step of it has started is over.

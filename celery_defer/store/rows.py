@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import BindParameter, String, Text, bindparam, column, func, select
+from sqlalchemy import BindParameter, ClauseElement, String, Text, bindparam, column, func, literal, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.sql.visitors import iterate, replacement_traverse
 
@@ -67,9 +67,12 @@ class Rows:
 
     def _from_arrays(self, names: Sequence[str]) -> Insert:
         columns = self._statement.table.c
+        values = {
+            name: value if isinstance(value, ClauseElement) else literal(value) for name, value in self._values.items()
+        }
         types: dict[str, TypeEngine[Any]] = {
             part.key: part.type
-            for value in self._values.values()
+            for value in values.values()
             for part in iterate(value)
             if isinstance(part, BindParameter)
         }
@@ -82,7 +85,7 @@ class Rows:
             return rows.c.get(part.key) if isinstance(part, BindParameter) else None
 
         chosen: dict[str, Any] = {name: rows.c[name] for name in names if name in columns}
-        for name, value in self._values.items():
+        for name, value in values.items():
             chosen[name] = replacement_traverse(value, {}, cast("Any", of_row))
         return self._statement.from_select([*chosen], select(*chosen.values()), include_defaults=False)
 

@@ -58,9 +58,15 @@ class Children:
             .where(other.c.run_id == run.c.id, other.c.step_id == of, other.c.state == CallState.OPEN)
             .correlate(run)
         )
-        waits = and_(run.c.id == parent, run.c.state == sources(RUN, "wake")[0])
+        last = and_(run.c.id == parent, ~answered, ~unfinished, ~uncalled)
+        waiting: Any = and_(last, run.c.state == sources(RUN, "wake")[0])
+        if dialect == "postgresql":
+            # An UPDATE passes over a row that is running as far as it sees, though its suspension is about to commit.
+            # The lock waits for that commit and then sees the state (MySQL's reads that lock do so by themselves).
+            held_row = select(run.c.id, run.c.state).where(last).with_for_update(key_share=True).cte("held")
+            waiting = run.c.id.in_(select(held_row.c.id).where(held_row.c.state == sources(RUN, "wake")[0]))
         woken = {"state": target(RUN, "wake"), "waiting_for": null(), "publish_at": after("grace"), "publishes": 0}
-        self._wake = Change(dialect, run, and_(waits, ~answered, ~unfinished, ~uncalled), woken, hot=True)
+        self._wake = Change(dialect, run, waiting, woken, hot=True)
         attached = or_(run.c.detached.is_(None), ~run.c.detached)
         self._attached = select(run.c.id).where(
             run.c.parent_id == parent,

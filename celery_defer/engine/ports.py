@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from contextlib import AbstractContextManager
     from datetime import datetime
 
@@ -53,10 +53,12 @@ class Births:
     Attributes:
         runs: Rows of pending runs; those with a ``delay`` of None are held back until others have ended.
         calls: Rows of calls of plain targets.
+        at_once: The ids of those that are published right after the commit; the sweep publishes the others in time.
     """
 
     runs: Sequence[dict[str, Any]] = ()
     calls: Sequence[dict[str, Any]] = ()
+    at_once: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,8 +138,9 @@ class EagerHost:
         return [replace(birth, at_once=True) for birth in self._triggers.births(event)]
 
     def freeze(self, execution: Execution, step_id: str, child_id: str, signature: Any) -> FrozenCall:
-        """Freeze what a step is to start."""
-        return invoking.freeze(self.app, execution, step_id, child_id, signature, tells=False)
+        """Freeze what a step is to start, at once: only time is skipped."""
+        call = invoking.freeze(self.app, execution, step_id, child_id, signature, tells=False)
+        return replace(call, delay=0.0, eta=None)
 
     def freeze_each(
         self, execution: Execution, step_id: str, child_ids: Sequence[str], task: Any, items: Sequence[Any]

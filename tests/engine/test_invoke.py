@@ -17,6 +17,7 @@ from celery_defer import (
     defer,
     step,
 )
+from celery_defer.words.settings import PUBLISH_GRACE
 from tests.services import EVERY_DATABASE
 
 pytestmark = EVERY_DATABASE
@@ -330,6 +331,48 @@ def test_a_run_that_is_waited_for_can_not_be_replaced(driver):
         return ""
 
     assert driver.go(parent).result == "True"
+
+
+@pytest.mark.parametrize("countdown", [PUBLISH_GRACE, 30.0])
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_child_s_countdown_is_kept(driver, bill, plain, countdown, durable):
+    """Nothing is published before its time, whatever that is; then the sweep does it, and the parent goes on."""
+
+    @driver.task
+    def parent() -> Any:
+        child = bill.si("A1", 2.0) if durable else plain.si(1, 2)
+        step.invoke("later", child.set(countdown=countdown))
+        return "billed"
+
+    run_id = driver.call(parent)
+    driver.work()
+    assert driver.row(run_id)["state"] == "waiting"
+    driver.publish_due()
+    driver.work()
+    assert driver.run(run_id).result == "billed"
+
+
+def test_a_child_that_idempotency_refuses_is_an_error_of_the_step(driver):
+    """It is cancelled with the winner's id in its error, and so the step says who has the key."""
+
+    @driver.task(idempotency="key")
+    def once(key: str) -> str:
+        return key
+
+    @driver.task
+    def parent() -> tuple[str, str]:
+        first = step.invoke("first", once.si("k"))
+        try:
+            step.invoke("second", once.si("k"))
+        except StepError as error:
+            return first, f"{error.name}: {error.message}"
+        return first, ""
+
+    run = driver.go(parent)
+    key, error = run.result
+    assert key == "k"
+    assert error.startswith("RunCancelledError")
+    assert run.children[0] in error
 
 
 # Plain targets.

@@ -147,6 +147,13 @@ class Host(Protocol):
         """
         ...
 
+    def revoke(self, messages: Sequence[str]) -> None:
+        """Have workers discard plain targets that nobody waits for any more, as far as they haven't begun.
+
+        Args:
+            messages: As they were frozen.
+        """
+
     def codec_of(self, target: Any) -> Codec:
         """Return how the result of a signature, or of a task's call, is read.
 

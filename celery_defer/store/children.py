@@ -92,7 +92,7 @@ class Children:
         kept = or_(call.c.detached.is_(None), ~call.c.detached)
         mine = and_(call.c.run_id == parent, or_(of == "", call.c.step_id == of))
         self._drop = Change(
-            dialect, call, and_(mine, is_open, kept), {"state": target(CALL, "cancel"), **settled}, (call.c.id,)
+            dialect, call, and_(mine, is_open, kept), {"state": target(CALL, "cancel"), **settled}, (call.c.message,)
         )
 
     def outcomes(self, connection: Connection, parent: str, step: str) -> list[dict[str, Any]]:
@@ -175,7 +175,7 @@ class Children:
             error: Why, as JSON text.
 
         Returns:
-            Their ids.
+            Their frozen messages.
         """
         values = {"parent": parent, "step": step, "new_result": None, "new_error": error}
-        return [row["id"] for row in self._drop.rows(connection, values)]
+        return [row["message"] for row in self._drop.rows(connection, values)]

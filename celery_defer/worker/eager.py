@@ -23,7 +23,6 @@ from celery.result import EagerResult, allow_join_result
 from celery.utils import uuid
 from kombu.utils import json
 
-from celery_defer.engine.children import over
 from celery_defer.engine.current import executing, outside
 from celery_defer.engine.delivery import Ended
 from celery_defer.engine.executor import Finished
@@ -32,9 +31,10 @@ from celery_defer.engine.routing import Router
 from celery_defer.errors import DurableError
 from celery_defer.store.memory import MemoryStore
 from celery_defer.words.states import Trigger
-from celery_defer.worker import django, invoking
+from celery_defer.worker import django
 from celery_defer.worker.entering import within
 from celery_defer.worker.frozen import DEFERRAL, PARENT, thaw_signature
+from celery_defer.worker.inline import Inline, Invoked
 from celery_defer.worker.triggering import Triggers
 
 if TYPE_CHECKING:
@@ -44,11 +44,10 @@ if TYPE_CHECKING:
     from celery_defer.engine.control import Suspend
     from celery_defer.engine.execution import Execution
     from celery_defer.engine.executor import Left
-    from celery_defer.engine.ports import FrozenCall, Outgoing
+    from celery_defer.engine.ports import Outgoing
     from celery_defer.engine.routing import Birth
     from celery_defer.store import Store
     from celery_defer.store.events import RecordedEvent
-    from celery_defer.words.codec import Codec
 
 logger = logging.getLogger("celery_defer.eager")
 
@@ -85,7 +84,7 @@ class Serving:
 _serving: ContextVar[Serving | None] = ContextVar("celery_defer_serving", default=None)
 
 
-class EagerHost:
+class EagerHost(Inline):
     """Celery's side of one eager run, and of the runs that it defers and that its events start."""
 
     def __init__(self, durable: Any) -> None:
@@ -136,21 +135,6 @@ class EagerHost:
     def births(self, event: RecordedEvent) -> Sequence[Birth]:
         """Return the runs that an event starts; those that it delays too: only time is skipped."""
         return [replace(birth, at_once=True) for birth in self._triggers.births(event)]
-
-    def freeze(self, execution: Execution, step_id: str, child_id: str, signature: Any) -> FrozenCall:
-        """Freeze what a step is to start, at once: only time is skipped."""
-        call = invoking.freeze(self.app, execution, step_id, child_id, signature, tells=False)
-        return replace(call, delay=0.0, eta=None)
-
-    def freeze_each(
-        self, execution: Execution, step_id: str, child_ids: Sequence[str], task: Any, items: Sequence[Any]
-    ) -> Sequence[FrozenCall]:
-        """Freeze a call of a durable task for each of some items."""
-        return invoking.freeze_each(execution, step_id, child_ids, task, items)
-
-    def codec_of(self, target: Any) -> Codec:
-        """Return how the result of a signature, or of a task's call, is read."""
-        return invoking.codec_of(target)
 
     def routed(self, keys: Sequence[str]) -> None:
         """Note nothing: nobody would route them again."""
@@ -264,41 +248,6 @@ class EagerHost:
         finally:
             task.request_stack.pop()
             _task_stack.pop()
-
-
-class Invoked:
-    """What steps have started and nobody has executed yet.
-
-    Args:
-        host: The run's.
-    """
-
-    def __init__(self, host: EagerHost) -> None:
-        self._host = host
-        self._runs: deque[Mapping[Any, Any]] = deque()
-        self._calls: deque[Mapping[Any, Any]] = deque()
-
-    def add(self, outgoing: Outgoing) -> None:
-        """Take what is to be executed before its parent goes on."""
-        self._runs.extend(row for row in outgoing.runs if row["trigger"] == Trigger.INVOKE and not row["epoch"])
-        self._calls.extend(outgoing.calls)
-
-    def execute(self) -> None:
-        """Execute it; each end wakes who waits for it, and lets held ones start."""
-        while self._runs:
-            row = self._runs.popleft()
-            self._host.start_born(row)
-            over(self._host, row)
-        while self._calls:
-            row = self._calls.popleft()
-            signature, _ = thaw_signature(row["message"], self._host.app)
-            try:
-                with outside(), allow_join_result():
-                    result = signature.apply().get()
-            except Exception as error:  # noqa: BLE001 - it is the target's
-                invoking.settle_failure(self._host, row["id"], error)
-            else:
-                invoking.settle(self._host, row["id"], result)
 
 
 def apply(task: Any, run_id: str, trace: Callable[[], Any]) -> Any:

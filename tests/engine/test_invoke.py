@@ -451,6 +451,37 @@ def test_a_plain_target_that_is_published_twice_counts_once(driver, plain):
     assert driver.outcomes[run_id] == ["IGNORED", "SUCCESS"]
 
 
+@pytest.mark.parametrize("way", ["timeout", "parent", "detached"])
+def test_a_published_plain_target_that_nobody_waits_for_is_revoked(driver, plain, monkeypatch, way):
+    """Workers are told to discard all its tasks; a word that comes all the same changes nothing."""
+    revoked: list[str] = []
+    monkeypatch.setattr(driver.app.control, "revoke", lambda ids, **_options: revoked.extend(ids))
+
+    @driver.task
+    def parent() -> Any:
+        tasks = group(plain.s(1, 2), plain.s(3, 4))
+        try:
+            return step.invoke("all", tasks, timeout="1h", detached=way == "detached")
+        except InvokeTimeoutError:
+            return "timeout"
+
+    run_id = driver.call(parent)
+    driver.deliver(driver.take())
+    published = driver.messages()
+    assert len(published) == 2
+    if way == "timeout":
+        driver.wake(run_id)
+    else:
+        driver.durable.cancel(run_id)
+    driver.work()
+    asked = {message.headers["id"] for message in published}
+    assert asked & set(revoked) == (set() if way == "detached" else asked)
+    for message in published:
+        driver.deliver(message)
+    driver.work()
+    assert driver.run(run_id).state == ("completed" if way == "timeout" else "cancelled")
+
+
 def test_what_no_result_backend_can_join_is_refused(driver, plain, monkeypatch):
     """A group and a chord need one; the reason is told before anything is started."""
     monkeypatch.setattr(type(driver.app.backend), "ensure_chords_allowed", RPCBackend.ensure_chords_allowed)

@@ -22,10 +22,10 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help venv test soak versions lowest docker demo bench bench-events check lint format format-check types mypy pyright imports coverage build clean
+.PHONY: help venv test soak versions lowest docker demo bench bench-events bench-children check lint format format-check types mypy pyright imports coverage build clean
 
 help: ## show this
-	@sed -n 's/^\([a-z-]*\):.*## /\1:/p' Makefile | while IFS=: read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1:/p' Makefile | while IFS=: read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
 
 venv: $(STAMP) ## make .venv and install the package and its tools
 	@:
@@ -79,6 +79,10 @@ bench: $(STAMP) ## measure beside plain Celery, DBOS and the raw limit (needs Po
 bench-events: $(STAMP) ## measure events and waits, among 1,000 and 1,000,000 open ones (needs PostgreSQL)
 	@$(PY) -m pip install -qq --disable-pip-version-check --editable '.[bench]'
 	@$(PY) -m benchmarks.events $(ARGS)
+
+bench-children: $(STAMP) ## measure map beside chords, and invoke beside .get() (needs PostgreSQL)
+	@$(PY) -m pip install -qq --disable-pip-version-check --editable '.[bench]'
+	@$(PY) -m benchmarks.children $(ARGS)
 
 check: lint format-check types imports ## everything but the tests
 

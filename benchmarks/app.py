@@ -5,7 +5,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from celery import Celery, chain
+from celery import Celery, chain, chord
 from sqlalchemy import create_engine, text
 
 from celery_defer import Durable, step
@@ -92,6 +92,38 @@ def waiter(key: int, timeout: float) -> tuple[float, bool]:
     """When the line after a wait came, and whether an event brought it."""
     event = step.wait_for_event("wait", AWAITED, match={"key": key}, timeout=timeout)
     return time.time(), event is not None
+
+
+@durable.task
+def child(value: int) -> int:
+    return value
+
+
+@app.task
+def plain_child(value: int) -> int:
+    return value
+
+
+@app.task
+def gather(values: list[int]) -> int:
+    return len(values)
+
+
+@durable.task
+def mapper(count: int, most: int | None) -> int:
+    return len(step.map("children", child, range(count), max_concurrency=most))
+
+
+def chord_of(count: int):
+    return chord([plain_child.s(number) for number in range(count)], gather.s())
+
+
+@durable.task
+def invoker(kind: str) -> float:
+    """How many seconds a child takes, from the line that starts it to the line after it."""
+    began = step.run("began", time.time)
+    step.invoke("child", child.si(1) if kind == "durable" else plain_child.si(1))
+    return time.time() - began
 
 
 _held: dict[int, Any] = {}

@@ -153,7 +153,8 @@ def ids_of(message: str) -> list[str]:
     Args:
         message: As it was frozen.
     """
-    found, left = {}, [json.loads(opened(message))["signature"]]
+    found: dict[str, None] = {}
+    left: list[Any] = [json.loads(opened(message))["signature"]]
     while left:
         part = left.pop()
         if isinstance(part, dict):

@@ -84,7 +84,7 @@ def test_a_map_is_executed_inline(app, add):
     @app.durable.task(shared=False)
     def child(n: int) -> int:
         parents.append(current_run.parents[0].run_id)
-        return step.invoke("add", add.si(n)).total
+        return int(step.invoke("add", add.si(n)).total)
 
     @app.durable.task(shared=False)
     def parent() -> list[int]:

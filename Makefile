@@ -80,7 +80,7 @@ bench-events: $(STAMP) ## measure events and waits, among 1,000 and 1,000,000 op
 	@$(PY) -m pip install -qq --disable-pip-version-check --editable '.[bench]'
 	@$(PY) -m benchmarks.events $(ARGS)
 
-bench-children: $(STAMP) ## measure map and invoke beside Celery's chord and get() (needs PostgreSQL)
+bench-children: $(STAMP) ## measure map beside chords, and invoke beside .get() (needs PostgreSQL)
 	@$(PY) -m pip install -qq --disable-pip-version-check --editable '.[bench]'
 	@$(PY) -m benchmarks.children $(ARGS)
 

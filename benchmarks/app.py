@@ -5,7 +5,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from celery import Celery, chain
+from celery import Celery, chain, chord
 from sqlalchemy import create_engine, text
 
 from celery_defer import Durable, step
@@ -94,6 +94,38 @@ def waiter(key: int, timeout: float) -> tuple[float, bool]:
     return time.time(), event is not None
 
 
+@durable.task
+def child(value: int) -> int:
+    return value
+
+
+@app.task
+def plain_child(value: int) -> int:
+    return value
+
+
+@app.task
+def gather(values: list[int]) -> int:
+    return len(values)
+
+
+@durable.task
+def mapper(count: int, most: int | None) -> int:
+    return len(step.map("children", child, range(count), max_concurrency=most))
+
+
+def chord_of(count: int):
+    return chord([plain_child.s(number) for number in range(count)], gather.s())
+
+
+@durable.task
+def invoker(kind: str) -> float:
+    """How many seconds a child takes, from the line that starts it to the line after it."""
+    began = step.run("began", time.time)
+    step.invoke("child", child.si(1) if kind == "durable" else plain_child.si(1))
+    return time.time() - began
+
+
 _held: dict[int, Any] = {}
 
 
@@ -118,32 +150,3 @@ def commits(count: int) -> int:
     for number in range(count):
         connection.execute(insert, {"run": "0123456789abcdef0123456789abcdef", "number": number, "body": "1"})
     return count
-
-
-@app.task
-def count(values: list[int]) -> int:
-    return len(values)
-
-
-@durable.task
-def item(number: int) -> int:
-    return number + 1
-
-
-@durable.task
-def mapper(items: int) -> int:
-    return len(step.map("items", item, range(items)))
-
-
-@durable.task
-def invoker() -> float:
-    begun = step.run("begun", time.time)
-    step.invoke("item", item.si(1))
-    return time.time() - begun
-
-
-@durable.task
-def plain_invoker() -> float:
-    begun = step.run("begun", time.time)
-    step.invoke("link", link.si(1))
-    return time.time() - begun

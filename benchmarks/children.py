@@ -1,60 +1,93 @@
-"""``make bench-children``: runs made of runs beside Celery's own canvas, as ratios within one run."""
+"""``make bench-children``: runs that steps start, as ratios to what plain Celery takes within one run."""
 
 from __future__ import annotations
 
 import argparse
-import time
-from typing import Any
+import tempfile
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
-from celery import chord
 from rich.console import Console
 
 from benchmarks.measuring import Workload, measure, show
 from benchmarks.processes import POSTGRES, Worker, seconds
-from benchmarks.workloads import OURS, PLAIN
 from celery_defer.testing import EmbeddedServer
 
-ITEMS = 1000
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+POSTGRESQL, SQLITE, PLAIN = "PostgreSQL", "SQLite", "plain Celery"
+# → what of plain Celery's figure each has
+CONTENDERS = {POSTGRESQL: PLAIN, SQLITE: PLAIN, PLAIN: PLAIN}
+_PATIENCE = 300
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="workloads whose name has this in it")
+    parser.add_argument("--items", type=int, default=1_000, help="how many children a map has")
     arguments = parser.parse_args()
     console = Console(width=190)
-    with EmbeddedServer() as server, Worker(server, POSTGRES) as worker:
-        module = worker.module()
-        module.durable.prepare()
-        table = [each for each in workloads(module) if arguments.only in each.name]
-        bases = {OURS: OURS, PLAIN: OURS}
-        show("→ what celery_defer has of it", bases, table, measure(table, arguments.rounds, console), console)
+    with EmbeddedServer() as server, tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        pg = stack.enter_context(Worker(server, POSTGRES)).module()
+        lite = stack.enter_context(Worker(server, f"sqlite:///{folder}/bench.db")).module()
+        for module in (pg, lite):
+            module.durable.prepare()
+        table = [each for each in workloads(pg, lite, arguments.items) if arguments.only in each.name]
+        show("children; → plain Celery's figure, divided by this", CONTENDERS, table,
+             measure(table, arguments.rounds, console), console)  # fmt: skip
 
 
-def workloads(module: Any) -> list[Workload]:
-    """Make the rows."""
+def workloads(pg: Any, lite: Any, items: int) -> list[Workload]:
+    """Make the rows.
+
+    Args:
+        pg: The application on PostgreSQL.
+        lite: The same on SQLite.
+        items: How many children a map has.
+    """
     return [
-        Workload(f"map of {ITEMS:,} items; a chord of as many plain tasks", "items/s", "", {
-            OURS: lambda: [ITEMS / seconds(lambda: module.mapper.delay(ITEMS).get(timeout=120))],
-            PLAIN: lambda: [ITEMS / seconds(lambda: plain_chord(module))],
+        Workload(f"map over {items:,} items; a chord of as many", "ms", "", {
+            POSTGRESQL: lambda: _lasting(lambda: pg.mapper.delay(items, None)),
+            SQLITE: lambda: _lasting(lambda: lite.mapper.delay(items, None)),
+            PLAIN: lambda: _lasting(pg.chord_of(items).apply_async),
         }),
-        Workload("invoke of a durable task to the next line; .delay().get() of a plain task", "ms", "", {
-            OURS: lambda: [1000 * module.invoker.delay().get(timeout=30) for _ in range(30)],
-            PLAIN: lambda: [1000 * seconds(lambda: module.link.delay(1).get(timeout=30)) for _ in range(30)],
+        Workload("the same, 20 at once", "ms", "", {
+            POSTGRESQL: lambda: _lasting(lambda: pg.mapper.delay(items, 20)),
+            SQLITE: lambda: _lasting(lambda: lite.mapper.delay(items, 20)),
+            PLAIN: lambda: _lasting(pg.chord_of(items).apply_async),
         }),
-        Workload("the same of a plain task", "ms", "", {
-            OURS: lambda: [1000 * module.plain_invoker.delay().get(timeout=30) for _ in range(30)],
-            PLAIN: lambda: [1000 * seconds(lambda: module.link.delay(1).get(timeout=30)) for _ in range(30)],
+        Workload("invoke of a durable task; .delay().get() of a plain one", "ms", "", {
+            POSTGRESQL: lambda: _invoked(pg, "durable"),
+            SQLITE: lambda: _invoked(lite, "durable"),
+            PLAIN: lambda: _called(pg.plain_child),
+        }),
+        Workload("invoke of a plain task; .delay().get() of a plain one", "ms", "", {
+            POSTGRESQL: lambda: _invoked(pg, "plain"),
+            SQLITE: lambda: _invoked(lite, "plain"),
+            PLAIN: lambda: _called(pg.plain_child),
         }),
     ]  # fmt: skip
 
 
-def plain_chord(module: Any) -> None:
-    """Wait for a chord."""
-    began = time.monotonic()
-    chord((module.link.s(number) for number in range(ITEMS)), module.count.s()).apply_async().get(timeout=120)
-    if time.monotonic() - began > 120:
-        raise SystemExit("the chord takes too long")
+def _get(result: Any) -> Any:
+    return result.get(timeout=_PATIENCE)
+
+
+def _lasting(call: Callable[[], Any]) -> list[float]:
+    """Milliseconds from a call to its result."""
+    return [1000 * seconds(lambda: _get(call()))]
+
+
+def _invoked(module: Any, kind: str) -> list[float]:
+    """Milliseconds from the line that invokes to the line after it."""
+    return [1000 * _get(module.invoker.delay(kind)) for _ in range(40)]
+
+
+def _called(task: Any) -> list[float]:
+    """Milliseconds of a call and its result."""
+    return [value for _ in range(40) for value in _lasting(lambda: task.delay(1))]
 
 
 if __name__ == "__main__":

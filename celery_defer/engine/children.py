@@ -66,6 +66,8 @@ def cancel_attached(host: Host, run_id: str, step_id: str, reason: str) -> None:
     store = host.store
     with store.autocommit() as connection:
         left = store.children.attached(connection, run_id, step_id)
-        store.children.drop(connection, run_id, step_id, cancelled_error(run_id, reason))
+        dropped = store.children.drop(connection, run_id, step_id, cancelled_error(run_id, reason))
+    if dropped:
+        host.revoke(dropped)
     for child_id in left:
         host.publish(cancel(store, child_id, reason))

@@ -268,11 +268,11 @@ class _Executor:
 
     def _bear(self, connection: Connection, births: Births, done: _Suspended) -> None:
         """Insert the rows of what the step starts; their ids are derived, so a second time inserts nothing."""
-        store, delayed = self._execution.host.store, PUBLISH_GRACE
+        store = self._execution.host.store
         new = store.runs.add(connection, births.runs)
         called = store.calls.add(connection, births.calls)
-        now = [row for row in births.runs if row["id"] in new and row["delay"] == delayed]
-        calls = [row for row in births.calls if row["id"] in called and row["delay"] == delayed and row["eta"] is None]
+        now = [row for row in births.runs if row["id"] in new and row["id"] in births.at_once]
+        calls = [row for row in births.calls if row["id"] in called and row["id"] in births.at_once]
         first = done.published
         done.published = replace(first, runs=[*first.runs, *now], calls=[*first.calls, *calls])
 

@@ -51,9 +51,7 @@ def invoke(execution: Execution, step_id: str, signature: Any, timeout: Any, *, 
     if step.is_new:
         within = _within(timeout, "step.invoke")
         (child_id,) = step.ids(1)
-        call = execution.host.freeze(execution, step.key, child_id, signature)
-        births = Births([step.run(call, 0)]) if call.durable else Births(calls=[step.call(call)])
-        step.wait(within, births)
+        step.wait(within, step.births([execution.host.freeze(execution, step.key, child_id, signature)]))
     return step.answer(timed=timeout is not None)
 
 
@@ -86,8 +84,7 @@ def map_(  # noqa: PLR0913 - the public call's
         calls = execution.host.freeze_each(execution, step.key, step.ids(len(listed)), task, listed)
         if not calls:
             return step.record("[]", None)
-        runs = [step.run(call, number, most) for number, call in enumerate(calls)]
-        step.wait(within, Births(runs))
+        step.wait(within, step.births(calls, most))
     return step.answer(timed=timeout is not None)
 
 
@@ -111,7 +108,13 @@ class _Step:
         of_step = f"{self._execution.fence.run_id}/{self.key}"
         return [str(uuid.uuid5(_NAMESPACE, f"{of_step}/{number}")) for number in range(count)]
 
-    def run(self, call: FrozenCall, number: int, most: int | None = None) -> dict[str, Any]:
+    def births(self, calls: Sequence[FrozenCall], most: int | None = None) -> Births:
+        """Return the rows of children, of which so many may be active at once."""
+        runs = [self.run(call, number, most) for number, call in enumerate(calls) if call.durable]
+        at_once = {call.child_id for call in calls[:most] if not seconds_until(call.delay, call.eta)}
+        return Births(runs, [self.call(call) for call in calls if not call.durable], at_once)
+
+    def run(self, call: FrozenCall, number: int, most: int | None) -> dict[str, Any]:
         """Return the row of a durable child; those that are too many for now are held back."""
         parent = self._execution.row
         held = most is not None and number >= most

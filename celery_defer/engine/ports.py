@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from contextlib import AbstractContextManager
     from datetime import datetime
 
@@ -53,10 +53,12 @@ class Births:
     Attributes:
         runs: Rows of pending runs; those with a ``delay`` of None are held back until others have ended.
         calls: Rows of calls of plain targets.
+        at_once: The ids of those that are published right after the commit; the sweep publishes the others in time.
     """
 
     runs: Sequence[dict[str, Any]] = ()
     calls: Sequence[dict[str, Any]] = ()
+    at_once: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,13 @@ class Host(Protocol):
             InvalidArgumentError: One of them can't be started; the message says which.
         """
         ...
+
+    def revoke(self, messages: Sequence[str]) -> None:
+        """Have workers discard plain targets that nobody waits for any more, as far as they haven't begun.
+
+        Args:
+            messages: As they were frozen.
+        """
 
     def codec_of(self, target: Any) -> Codec:
         """Return how the result of a signature, or of a task's call, is read.

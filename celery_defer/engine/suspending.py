@@ -68,8 +68,7 @@ def write_waits(connection: Connection, execution: Execution, suspension: Suspen
 def wake_if_over(connection: Connection, execution: Execution, suspension: Suspend) -> list[Any]:
     """Resume a run that waits on for children of which the last one has ended while it was executed.
 
-    In the transaction that has suspended it, which holds the children that aren't over: an end that comes later waits
-    for its commit, and finds the run waiting.
+    In the transaction that has suspended it, whose lock an end that comes later waits for: it finds the run waiting.
 
     Args:
         connection: The open transaction.
@@ -81,8 +80,6 @@ def wake_if_over(connection: Connection, execution: Execution, suspension: Suspe
     """
     children, run_id = execution.host.store.children, execution.fence.run_id
     known = [part for part in suspension.parts if part.known and part.waiting_for == WaitingFor.INVOKE]
-    for part in known:
-        children.hold(connection, run_id, part.key)
     woken = (children.wake(connection, run_id, part.key, PUBLISH_GRACE) for part in known)
     return [row for row in woken if row is not None]
 

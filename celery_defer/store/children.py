@@ -58,15 +58,15 @@ class Children:
             .where(other.c.run_id == run.c.id, other.c.step_id == of, other.c.state == CallState.OPEN)
             .correlate(run)
         )
-        waits = and_(run.c.id == parent, run.c.state == sources(RUN, "wake")[0])
+        last = and_(run.c.id == parent, ~answered, ~unfinished, ~uncalled)
+        waiting: Any = and_(last, run.c.state == sources(RUN, "wake")[0])
+        if dialect == "postgresql":
+            # An UPDATE passes over a row that is running as far as it sees, though its suspension is about to commit.
+            # The lock waits for that commit and then sees the state (MySQL's reads that lock do so by themselves).
+            held_row = select(run.c.id, run.c.state).where(last).with_for_update(key_share=True).cte("held")
+            waiting = run.c.id.in_(select(held_row.c.id).where(held_row.c.state == sources(RUN, "wake")[0]))
         woken = {"state": target(RUN, "wake"), "waiting_for": null(), "publish_at": after("grace"), "publishes": 0}
-        self._wake = Change(dialect, run, and_(waits, ~answered, ~unfinished, ~uncalled), woken, hot=True)
-        self._hold = [
-            select(run.c.id).where(of_step, run.c.finished_at.is_(None)).with_for_update(read=True),
-            select(call.c.id)
-            .where(call.c.run_id == parent, call.c.step_id == of, call.c.state == CallState.OPEN)
-            .with_for_update(read=True),
-        ]
+        self._wake = Change(dialect, run, waiting, woken, hot=True)
         attached = or_(run.c.detached.is_(None), ~run.c.detached)
         self._attached = select(run.c.id).where(
             run.c.parent_id == parent,
@@ -92,26 +92,12 @@ class Children:
         kept = or_(call.c.detached.is_(None), ~call.c.detached)
         mine = and_(call.c.run_id == parent, or_(of == "", call.c.step_id == of))
         self._drop = Change(
-            dialect, call, and_(mine, is_open, kept), {"state": target(CALL, "cancel"), **settled}, (call.c.id,)
+            dialect, call, and_(mine, is_open, kept), {"state": target(CALL, "cancel"), **settled}, (call.c.message,)
         )
 
     def outcomes(self, connection: Connection, parent: str, step: str) -> list[dict[str, Any]]:
         """Return id, number, state, result and error of all that a step has started, in order."""
         return self._outcomes.all(connection, {"parent": parent, "step": step})
-
-    def hold(self, connection: Connection, parent: str, step: str) -> None:
-        """Have ends of what a step has started come before or after the transaction at hand, not beside it.
-
-        One that is being committed is waited for, and one that begins now waits. Else the end would find the parent at
-        work, and the parent the child.
-
-        Args:
-            connection: The open transaction, which suspends the parent.
-            parent: The run.
-            step: Its step.
-        """
-        for statement in self._hold:
-            connection.execute(statement, {"parent": parent, "step": step})
 
     def wake(self, connection: Connection, parent: str, step: str, grace: float) -> Mapping[Any, Any] | None:
         """Make a waiting parent pending once all that a step of it has started is over.
@@ -189,7 +175,7 @@ class Children:
             error: Why, as JSON text.
 
         Returns:
-            Their ids.
+            Their frozen messages.
         """
         values = {"parent": parent, "step": step, "new_result": None, "new_error": error}
-        return [row["id"] for row in self._drop.rows(connection, values)]
+        return [row["message"] for row in self._drop.rows(connection, values)]

@@ -31,10 +31,10 @@ from celery_defer.engine.routing import Router
 from celery_defer.errors import DurableError
 from celery_defer.store.memory import MemoryStore
 from celery_defer.words.states import Trigger
-from celery_defer.worker import django, invoking
-from celery_defer.worker.eager_children import Invoked
+from celery_defer.worker import django
 from celery_defer.worker.entering import within
 from celery_defer.worker.frozen import DEFERRAL, PARENT
+from celery_defer.worker.inline import Inline, Invoked
 from celery_defer.worker.signatures import thaw_signature
 from celery_defer.worker.triggering import Triggers
 
@@ -45,11 +45,10 @@ if TYPE_CHECKING:
     from celery_defer.engine.control import Suspend
     from celery_defer.engine.execution import Execution
     from celery_defer.engine.executor import Left
-    from celery_defer.engine.ports import FrozenCall, Outgoing
+    from celery_defer.engine.ports import Outgoing
     from celery_defer.engine.routing import Birth
     from celery_defer.store import Store
     from celery_defer.store.events import RecordedEvent
-    from celery_defer.words.codec import Codec
 
 logger = logging.getLogger("celery_defer.eager")
 
@@ -86,7 +85,7 @@ class Serving:
 _serving: ContextVar[Serving | None] = ContextVar("celery_defer_serving", default=None)
 
 
-class EagerHost:
+class EagerHost(Inline):
     """Celery's side of one eager run, and of the runs that it defers and that its events start."""
 
     def __init__(self, durable: Any) -> None:
@@ -137,20 +136,6 @@ class EagerHost:
     def births(self, event: RecordedEvent) -> Sequence[Birth]:
         """Return the runs that an event starts; those that it delays too: only time is skipped."""
         return [replace(birth, at_once=True) for birth in self._triggers.births(event)]
-
-    def freeze(self, execution: Execution, step_id: str, child_id: str, signature: Any) -> FrozenCall:
-        """Freeze what a step is to start."""
-        return invoking.freeze(self.app, execution, step_id, child_id, signature, tells=False)
-
-    def freeze_each(
-        self, execution: Execution, step_id: str, child_ids: Sequence[str], task: Any, items: Sequence[Any]
-    ) -> Sequence[FrozenCall]:
-        """Freeze a call of a durable task for each of some items."""
-        return invoking.freeze_each(execution, step_id, child_ids, task, items)
-
-    def codec_of(self, target: Any) -> Codec:
-        """Return how the result of a signature, or of a task's call, is read."""
-        return invoking.codec_of(target)
 
     def routed(self, keys: Sequence[str]) -> None:
         """Note nothing: nobody would route them again."""

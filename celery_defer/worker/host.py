@@ -134,6 +134,10 @@ class Host:
         """Freeze a call of a durable task for each of some items."""
         return invoking.freeze_each(execution, step_id, child_ids, task, items)
 
+    def revoke(self, messages: Sequence[str]) -> None:
+        """Have workers discard plain targets that nobody waits for any more."""
+        self.publisher.revoke(task_id for message in messages for task_id in invoking.ids_of(message))
+
     def codec_of(self, target: Any) -> Codec:
         """Return how the result of a signature, or of a task's call, is read."""
         return invoking.codec_of(target)

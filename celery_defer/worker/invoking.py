@@ -16,6 +16,7 @@ from celery.canvas import group as Group  # noqa: N812
 from celery_defer.engine.children import step_is_over
 from celery_defer.engine.failure import describe, dumps
 from celery_defer.errors import InvalidArgumentError, PayloadError
+from celery_defer.store.cipher import opened
 from celery_defer.words.codec import PLAIN, plain
 from celery_defer.worker.frozen import trace_of
 from celery_defer.worker.signatures import freeze_under, is_durable, target_of
@@ -145,6 +146,25 @@ def codec_of(target: Any) -> Codec:
     task: Any = target if is_durable(target) else target_of(target) if isinstance(target, Signature) else None
     codec: Codec = task.contract.result if is_durable(task) else PLAIN
     return codec
+
+
+def ids_of(message: str) -> list[str]:
+    """Return the ids of the tasks of a plain target: its own, and those of a canvas's parts as far as they are known.
+
+    Args:
+        message: As it was frozen.
+    """
+    found: dict[str, None] = {}
+    left: list[Any] = [json.loads(opened(message))["signature"]]
+    while left:
+        part = left.pop()
+        if isinstance(part, dict):
+            task_id = (part.get("options") or {}).get("task_id") if "task" in part else None
+            found |= {task_id: None} if task_id else {}
+            left += part.values()
+        elif isinstance(part, list):
+            left += part
+    return [*found]
 
 
 def _telling(app: Any, call_id: str, target: Any) -> Any:

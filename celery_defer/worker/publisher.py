@@ -94,6 +94,14 @@ class Publisher:
         """
         self._send(self._expect, run_id)
 
+    def revoke(self, ids: Iterable[str]) -> None:
+        """Tell all workers to discard tasks that they haven't begun.
+
+        Args:
+            ids: Of the tasks.
+        """
+        self._send(self._revoke, list(ids))
+
     def event(self, kind: str, **fields: Any) -> None:
         """Send a task event such as ``task-sleeping``."""
         self._send(self._event, kind, fields)
@@ -206,6 +214,9 @@ class Publisher:
 
     def _expect(self, run_id: str) -> None:
         self._app.backend.on_task_call(self._producer, run_id)
+
+    def _revoke(self, ids: list[str]) -> None:
+        self._app.control.revoke(ids, connection=self._connection)
 
     def _event(self, kind: str, fields: dict[str, Any]) -> None:
         if self._dispatcher is None:

@@ -17,6 +17,7 @@ from celery_defer import (
     defer,
     step,
 )
+from celery_defer.words.settings import PUBLISH_GRACE
 from tests.services import EVERY_DATABASE
 
 pytestmark = EVERY_DATABASE
@@ -332,6 +333,48 @@ def test_a_run_that_is_waited_for_can_not_be_replaced(driver):
     assert driver.go(parent).result == "True"
 
 
+@pytest.mark.parametrize("countdown", [PUBLISH_GRACE, 30.0])
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_child_s_countdown_is_kept(driver, bill, plain, countdown, durable):
+    """Nothing is published before its time, whatever that is; then the sweep does it, and the parent goes on."""
+
+    @driver.task
+    def parent() -> Any:
+        child = bill.si("A1", 2.0) if durable else plain.si(1, 2)
+        step.invoke("later", child.set(countdown=countdown))
+        return "billed"
+
+    run_id = driver.call(parent)
+    driver.work()
+    assert driver.row(run_id)["state"] == "waiting"
+    driver.publish_due()
+    driver.work()
+    assert driver.run(run_id).result == "billed"
+
+
+def test_a_child_that_idempotency_refuses_is_an_error_of_the_step(driver):
+    """It is cancelled with the winner's id in its error, and so the step says who has the key."""
+
+    @driver.task(idempotency="key")
+    def once(key: str) -> str:
+        return key
+
+    @driver.task
+    def parent() -> tuple[str, str]:
+        first = step.invoke("first", once.si("k"))
+        try:
+            step.invoke("second", once.si("k"))
+        except StepError as error:
+            return first, f"{error.name}: {error.message}"
+        return first, ""
+
+    run = driver.go(parent)
+    key, error = run.result
+    assert key == "k"
+    assert error.startswith("RunCancelledError")
+    assert run.children[0] in error
+
+
 # Plain targets.
 
 
@@ -406,6 +449,37 @@ def test_a_plain_target_that_is_published_twice_counts_once(driver, plain):
     driver.work()
     assert driver.run(run_id).result == 3
     assert driver.outcomes[run_id] == ["IGNORED", "SUCCESS"]
+
+
+@pytest.mark.parametrize("way", ["timeout", "parent", "detached"])
+def test_a_published_plain_target_that_nobody_waits_for_is_revoked(driver, plain, monkeypatch, way):
+    """Workers are told to discard all its tasks; a word that comes all the same changes nothing."""
+    revoked: list[str] = []
+    monkeypatch.setattr(driver.app.control, "revoke", lambda ids, **_options: revoked.extend(ids))
+
+    @driver.task
+    def parent() -> Any:
+        tasks = group(plain.s(1, 2), plain.s(3, 4))
+        try:
+            return step.invoke("all", tasks, timeout="1h", detached=way == "detached")
+        except InvokeTimeoutError:
+            return "timeout"
+
+    run_id = driver.call(parent)
+    driver.deliver(driver.take())
+    published = driver.messages()
+    assert len(published) == 2
+    if way == "timeout":
+        driver.wake(run_id)
+    else:
+        driver.durable.cancel(run_id)
+    driver.work()
+    asked = {message.headers["id"] for message in published}
+    assert asked & set(revoked) == (set() if way == "detached" else asked)
+    for message in published:
+        driver.deliver(message)
+    driver.work()
+    assert driver.run(run_id).state == ("completed" if way == "timeout" else "cancelled")
 
 
 def test_what_no_result_backend_can_join_is_refused(driver, plain, monkeypatch):

@@ -185,6 +185,10 @@ class Process:
         """Its runs start no others."""
         raise NotImplementedError
 
+    def revoke(self, messages: Any) -> None:
+        """Its runs start no others."""
+        raise NotImplementedError
+
     def codec_of(self, target: Any) -> Any:
         """Its runs start no others."""
         raise NotImplementedError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +10,7 @@ from sqlalchemy import insert
 
 from celery_defer.store.sql import after, now
 from tests.services import waits
-from tests.store.rows import GRACE, LEASE, MANY, change, do, put, record_values, row, rows, wait_until
+from tests.store.rows import GRACE, LEASE, MANY, PATIENCE, change, do, put, record_values, row, rows, wait_until
 
 
 def child(store, number: int, state: str = "running", **changes: Any) -> Any:
@@ -123,31 +122,25 @@ def test_what_is_attached_to_a_parent(store):
     assert do(store, lambda c: store.calls.publishable(c, GRACE, MANY)) == []
 
 
-def test_a_child_s_end_comes_before_or_after_its_parent_s_suspension(store):
-    """One that begins while the parent is being suspended waits for that, so one of the two sees the other (I5)."""
-    if store.dialect == "sqlite":
-        pytest.skip("SQLite has one writer at a time")
-    put(store, "r", "running")
-    fence = child(store, 0, lease_until=after(60.0))
-    began = threading.Event()
+def test_an_end_that_comes_while_its_parent_suspends_wakes_it(server_store):
+    """The end waits for the suspension's commit and finds the run waiting: else nobody would wake it."""
+    store = server_store
+    parent = put(store, "p", state="running", lease_until=after(LEASE))
+    child = put(store, "c", state="running", lease_until=after(LEASE), parent_id="p", step_id="s", number=0)
 
-    def end() -> Any:
-        began.set()
-        with store.autocommit() as connection:
-            store.runs.finish(connection, fence, "complete", "1", None, LEASE)
-        return wake(store)
+    def end() -> object:
+        do(store, lambda connection: store.runs.finish(connection, child, "complete", "1", None, LEASE))
+        return do(store, lambda connection: store.children.wake(connection, "p", "s", GRACE))
 
     with ThreadPoolExecutor(1) as pool:
         with store.transaction() as connection:
-            store.children.hold(connection, "r", "s")
-            ended = pool.submit(end)
-            wait_until(began.is_set, "the other thread")
-            wait_until(lambda: waits(store, store.tables.run.name) or ended.done(), "the wait for the lock")
-            assert not ended.done()
-            run = store.tables.run
-            waiting = {"state": "waiting", "waiting_for": "invoke", "wake_at": after(60.0), "lease_until": None}
-            connection.execute(run.update().where(run.c.id == "r").values(waiting))
-        assert ended.result(30)["id"] == "r"
+            store.runs.suspend(connection, parent, "invoke", 3600.0)
+            assert store.children.wake(connection, "p", "s", GRACE) is None  # its last look: the child isn't over
+            told = pool.submit(end)
+            wait_until(lambda: told.done() or waits(store, store.tables.run.name), "the child's end is told")
+        woken = told.result(PATIENCE)
+    assert woken is not None
+    assert row(store, "p")["state"] == "pending"
 
 
 def test_calls_are_published_until_it_is_noted(store):

@@ -219,6 +219,13 @@ assert_type(colour.delay().get(), Any)
 assert_type(shared_bound.delay(1).get(), Any)
 
 
+def children() -> None:
+    assert_type(step.invoke("one", follow_up.si("a", 2)), int)
+    assert_type(step.invoke("limited", follow_up.s("a", 2), timeout="1h", detached=True), int)
+    assert_type(step.invoke("canvas", chain(follow_up.s("a", 2), shared.s())), Any)
+    assert_type(step.map("many", shared, [1, 2], max_concurrency=2, timeout=timedelta(hours=1)), list[str | None])
+
+
 @durable.task
 async def coroutine(url: str) -> int:
     assert_type(await astep.run("fetch", fetch, url), bytes)

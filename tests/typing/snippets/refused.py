@@ -101,7 +101,7 @@ step.with_options(retry=2)  # E: call-overload | reportCallIssue
 step.invoke(3, follow_up.si("a", 3))  # E: call-overload | reportCallIssue
 step.invoke("one", follow_up.si("a", 3), timeout=None, detach=True)  # E: call-overload | reportCallIssue
 child: str = step.invoke("one", follow_up.si("a", 3))  # E: assignment | reportAssignmentType
-step.map("many", shared, ["three"])  # E: list-item | reportArgumentType
+step.map("many", shared, ["three"])  # E: arg-type | reportArgumentType
 step.map("many", shared, 3)  # E: arg-type | reportArgumentType
 step.map("many", shared, [1], max_concurrency="two")  # E: arg-type | reportArgumentType
 step.sleep("pause", None)  # E: arg-type | reportArgumentType

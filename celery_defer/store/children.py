@@ -47,12 +47,15 @@ class Children:
         self._lock = select(run.c.state).where(run.c.id == parent).with_for_update()
         sibling, other = run.alias("sibling"), call.alias("other")
         answered = exists().where(step.c.run_id == run.c.id, step.c.step_id == of).correlate(run)
+        # From the end: those before are mostly over, and each end would go through all of them.
         unfinished = (
-            exists()
-            .where(sibling.c.parent_id == run.c.id, sibling.c.step_id == of)
-            .where(sibling.c.finished_at.is_(None))
+            select(sibling.c.id)
+            .where(sibling.c.parent_id == run.c.id, sibling.c.step_id == of, sibling.c.finished_at.is_(None))
+            .order_by(sibling.c.number.desc())
+            .limit(1)
             .correlate(run)
-        )
+            .scalar_subquery()
+        ).is_not(None)
         uncalled = (
             exists()
             .where(other.c.run_id == run.c.id, other.c.step_id == of, other.c.state == CallState.OPEN)

@@ -261,7 +261,7 @@ class Due:
         whole(connection, lambda: connection.execute(self._announced, values))
 
     def old(self, connection: Connection, age: float, most: int) -> list[str]:
-        """Return finished runs older than ``age`` seconds that no live parent, child or other descendant refers to."""
+        """Return finished runs older than ``age`` seconds with no live parent or child, and no live line below."""
         return list(connection.execute(self._old, {"ago": -age, "most": most}).scalars())
 
     def prune(self, connection: Connection, ids: Sequence[str]) -> None:

@@ -20,8 +20,22 @@ class Reruns:
     """
 
     def __init__(self, tables: Tables) -> None:
+        run = tables.run
+        self._hold = select(run.c.id).where(run.c.id == bindparam("old")).with_for_update(read=True, key_share=True)
         # the copy's first execution has a later epoch than what it finds
         self._copies = [_copy(tables.step, epoch=literal(0)), _copy(tables.wait)]
+
+    def hold(self, connection: Connection, old: str) -> bool:
+        """Keep a run that is to be repeated from being pruned until the transaction's end.
+
+        Args:
+            connection: The open transaction.
+            old: The run.
+
+        Returns:
+            Whether it is still there, and all that it has recorded with it.
+        """
+        return connection.execute(self._hold, {"old": old}).first() is not None
 
     def copy(self, connection: Connection, old: str, new: str, below: int) -> None:
         """Copy what a run had recorded before one of its steps.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from celery.utils import uuid
@@ -10,7 +11,6 @@ from celery.utils import uuid
 from celery_defer.engine.cancelling import cancel
 from celery_defer.engine.offspring import pending
 from celery_defer.engine.ports import Outgoing
-from celery_defer.engine.strand import BODY
 from celery_defer.engine.sweep import BATCH, Sweep
 from celery_defer.errors import InvalidArgumentError, UnknownRunError
 from celery_defer.store.cipher import opened
@@ -18,7 +18,7 @@ from celery_defer.words.durations import moment, seconds
 from celery_defer.words.settings import PUBLISH_GRACE
 from celery_defer.words.states import TERMINAL, Trigger
 from celery_defer.worker import eager, frozen
-from celery_defer.worker.reading import RunPage, cursor_of, page_of, place_of, run_of
+from celery_defer.worker.reading import RunPage, cursor_of, page_of, place_of, position_of, positions_of, run_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -152,9 +152,7 @@ class Managing:
             ValueError: A time can't be read.
         """
         found = [run.id for run in self._each(filters, everything=all) if run.state not in TERMINAL]
-        for run_id in () if dry_run else found:
-            self.cancel(run_id)
-        return found
+        return found if dry_run else [run_id for run_id in found if self._cancelled(run_id)]
 
     def rerun(self, run_id: str, from_step: str | None = None, *, dry_run: bool = False) -> str:
         """Start a run that repeats another one, with the same arguments, queue, priority and headers.
@@ -183,12 +181,16 @@ class Managing:
             if row["state"] not in TERMINAL:
                 reason = f"run {run_id} can't be repeated: it is {row['state']}: wait for its end, or cancel it first"
                 raise InvalidArgumentError(reason)
-            below = None if from_step is None else _position(store.steps.history(connection, run_id), run_id, from_step)
+            history = () if from_step is None else store.steps.history(connection, run_id)
+        below = None if from_step is None else position_of(history, run_id, from_step)
         if dry_run:
             return ""
         again = _again(row)
 
         def write(connection: Any) -> None:
+            # pruned since, its records would be missing from the copy, and their steps be done again
+            if not store.reruns.hold(connection, run_id):
+                raise UnknownRunError(_NO_ROW.format(run_id))
             store.runs.add(connection, [again])
             if below is not None:
                 store.reruns.copy(connection, run_id, again["id"], below)
@@ -224,13 +226,18 @@ class Managing:
         found = [run.id for run in self._each(filters, everything=all) if run.state in TERMINAL]
         if from_step is not None:
             found = [run_id for run_id in found if self._has_step(run_id, from_step)]
-        return {run_id: self.rerun(run_id, from_step, dry_run=dry_run) for run_id in found}
+        again: dict[str, str] = {}
+        for run_id in found:
+            # one that was pruned since is no error: the others' new ids would be lost with it
+            with suppress(UnknownRunError):
+                again[run_id] = self.rerun(run_id, from_step, dry_run=dry_run)
+        return again
 
     def prune(self, older_than: float | str | timedelta | None = None, *, dry_run: bool = False) -> int:
         """Delete finished runs with all that belongs to them, in batches, as the sweep does after ``defer_retention``.
 
-        A run is kept as long as a live parent, child or descendant, or a deferral that is still to be published, refers
-        to it.
+        A run is kept as long as a live parent or child, or a deferral that is still to be published, refers to it; the
+        root of a line as long as any run of the line lives.
 
         Args:
             older_than: How long ago they must have finished; ``defer_retention`` if None.
@@ -301,34 +308,24 @@ class Managing:
             if cursor is None:
                 return
 
+    def _cancelled(self, run_id: str) -> bool:
+        """Cancel a run that was found before; tell whether it was still there."""
+        try:
+            self.cancel(run_id)
+        except UnknownRunError:  # it has ended since, and was pruned
+            return False
+        return True
+
     def _has_step(self, run_id: str, step_id: str) -> bool:
         _, store = self._home(run_id)
         with store.autocommit() as connection:
-            return step_id in _positions(store.steps.history(connection, run_id))
+            return step_id in positions_of(store.steps.history(connection, run_id))
 
 
 _NO_ROW = (
     "run {0} can't be found: a called run has a row from its first delivery to a worker on, finished ones are pruned"
     " after defer_retention"
 )
-
-
-def _positions(history: Any) -> dict[str, int]:
-    """Return where each step of a run has its first record."""
-    found: dict[str, int] = {}
-    for row in history:
-        if row["source"] != "deferral" and row["id"] != BODY:
-            found[row["id"]] = min(row["position"], found.get(row["id"], row["position"]))
-    return found
-
-
-def _position(history: Any, run_id: str, step_id: str) -> int:
-    positions = _positions(history)
-    if step_id not in positions:
-        known = ", ".join(sorted(positions, key=positions.__getitem__)) or "none"
-        reason = f"run {run_id} can't be repeated from step {step_id!r}, which it doesn't have: its steps are {known}"
-        raise InvalidArgumentError(reason)
-    return positions[step_id]
 
 
 def _again(row: Mapping[Any, Any]) -> dict[str, Any]:

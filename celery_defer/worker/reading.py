@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from celery_defer.engine.strand import BODY
-from celery_defer.errors import PayloadError
+from celery_defer.errors import InvalidArgumentError, PayloadError
 from celery_defer.store.cipher import opened
 from celery_defer.words.records import DeferralRecord, Run, Step
 
@@ -141,3 +141,35 @@ def _step(row: Mapping[Any, Any], state: str, attempts: int, finished_at: Any) -
 
 def _as_body(step: Step) -> Step:
     return Step("(body)", "body", step.state, None, step.error, step.attempts, step.started_at, None)
+
+
+def positions_of(history: Any) -> dict[str, int]:
+    """Return where each step of a run has its first record.
+
+    Args:
+        history: What it has recorded, from the store.
+    """
+    found: dict[str, int] = {}
+    for row in history:
+        if row["source"] != "deferral" and row["id"] != BODY:
+            found[row["id"]] = min(row["position"], found.get(row["id"], row["position"]))
+    return found
+
+
+def position_of(history: Any, run_id: str, step_id: str) -> int:
+    """Return where a step has its first record.
+
+    Args:
+        history: What the run has recorded, from the store.
+        run_id: The run's id.
+        step_id: The step's.
+
+    Raises:
+        InvalidArgumentError: The run has no such step.
+    """
+    positions = positions_of(history)
+    if step_id not in positions:
+        known = ", ".join(sorted(positions, key=positions.__getitem__)) or "none"
+        reason = f"run {run_id} can't be repeated from step {step_id!r}, which it doesn't have: its steps are {known}"
+        raise InvalidArgumentError(reason)
+    return positions[step_id]

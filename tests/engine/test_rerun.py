@@ -94,6 +94,54 @@ def test_a_death_before_the_publish_is_made_good(driver, order):
     assert driver.run(new).state == "completed"
 
 
+@pytest.mark.parametrize("step_id", [None, "third"])
+def test_a_run_that_is_pruned_meanwhile_is_not_repeated(driver, order, done, monkeypatch, step_id):
+    """I1: of a run whose records are gone no step is done again as if it had none; nothing is started."""
+    old = driver.go(order, Order(order_id="A-1"))
+    driver.work()
+    transact = driver.store.transact
+
+    def pruned_before(work):
+        monkeypatch.undo()
+        assert driver.durable.prune(0) == 2  # with the deferred one
+        return transact(work)
+
+    monkeypatch.setattr(driver.store, "transact", pruned_before)
+    with pytest.raises(UnknownRunError):
+        driver.durable.rerun(old.id, step_id)
+    driver.work()
+    assert done == ["first", "second", "third", "later"]
+    assert driver.count("run") == 0
+
+
+@pytest.mark.parametrize("verb", ["cancel", "rerun"])
+def test_one_that_is_pruned_meanwhile_does_not_stop_the_others(driver, monkeypatch, verb):
+    """Of the runs that a filter finds one is gone before its turn comes; the others are answered with."""
+
+    @driver.task
+    def sleeper(hours: int) -> None:
+        if hours:
+            step.sleep("long", f"{hours}h")
+
+    runs = [driver.call(sleeper, 1 if verb == "cancel" else 0) for _ in range(3)]
+    driver.work()
+    gone: list[str] = []
+    one = getattr(driver.durable, verb)
+
+    def racing(run_id, *args, **options):
+        if not gone:
+            gone.append(next(each for each in runs if each != run_id))
+            driver.finish(gone[0])
+            with driver.store.transaction() as connection:
+                driver.store.due.prune(connection, gone)
+        return one(run_id, *args, **options)
+
+    monkeypatch.setattr(driver.durable, verb, racing)
+    found = getattr(driver.durable, f"{verb}_runs")(task=sleeper.name)
+    assert sorted(found) == sorted(each for each in runs if each not in gone)
+    assert len(found) == 2
+
+
 def test_the_event_of_a_triggered_run_is_kept(driver, done):
     """Its data are the arguments again, and what cancels it is waited for anew, also behind copied records."""
 
@@ -203,7 +251,7 @@ def test_without_a_filter_nothing_is_touched(driver):
 
 
 def test_prune_deletes_what_nothing_live_refers_to(driver):
-    """Of a line it keeps all as long as one of it lives; then all go, with all that belongs to them (68)."""
+    """A live run's parent and the root of its line stay; then all go, with all that belongs to them (68)."""
 
     @driver.task
     def sleeper() -> None:

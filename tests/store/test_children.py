@@ -185,3 +185,25 @@ def test_records_below_a_position_are_copied(store):
     copies = [each for each in rows(store, store.tables.step) if each["run_id"] == "new"]
     assert sorted((each["step_id"], each["position"], each["epoch"]) for each in copies) == [("a", 0, 0), ("b", 1, 0)]
     assert [each for each in rows(store, store.tables.step) if each["run_id"] == "r"] == before
+
+
+def test_a_run_that_is_to_be_repeated_is_not_pruned_meanwhile(server_store):
+    """Whoever prunes it waits until its records are copied; a pruned one can't be held."""
+    store = server_store
+    fence = put(store, "r", "running", lease_until=after(LEASE))
+    do(store, lambda c: store.steps.record(c, fence, record_values("s", "1")))
+    do(store, lambda c: store.runs.finish(c, fence, "complete", "1", None, LEASE))
+
+    def prune() -> None:
+        with store.transaction() as connection:
+            store.due.prune(connection, ["r"])
+
+    with ThreadPoolExecutor(1) as pool:
+        with store.transaction() as connection:
+            assert store.reruns.hold(connection, "r")
+            pruned = pool.submit(prune)
+            wait_until(lambda: pruned.done() or waits(store, store.tables.run.name), "the run is being pruned")
+            store.reruns.copy(connection, "r", "new", 1)
+        pruned.result(PATIENCE)
+    assert [each["run_id"] for each in rows(store, store.tables.step)] == ["new"]
+    assert not do(store, lambda c: store.reruns.hold(c, "r"))

@@ -54,6 +54,20 @@ def claim(host: Host, chosen: Iterable[tuple[Open, RecordedEvent]]) -> int:
     return ended
 
 
+def resume(connection: Connection, host: Host, chosen: Sequence[tuple[Open, RecordedEvent]]) -> Outgoing:
+    """Have an event end waits in the transaction that records it.
+
+    Args:
+        connection: The open transaction.
+        host: Celery's side.
+        chosen: Open waits, none of which is a cancel, with the event.
+
+    Returns:
+        What is to be published after the commit.
+    """
+    return _end(connection, host, _one_each(chosen)) if chosen else Outgoing()
+
+
 def time_out(host: Host, most: int) -> int:
     """End waits whose time is over, unless an event was recorded in time: one last look tells.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from celery_defer.store import Store
-    from celery_defer.store.events import RecordedEvent
     from celery_defer.words.correlation import Shape
 
 
@@ -41,9 +40,14 @@ class Known:
     born: Mapping[str, tuple[str, datetime]] = field(default_factory=dict)
     strange: Collection[str] = ()
 
-    def keys_of(self, event: RecordedEvent) -> list[tuple[str, str]]:
-        """Return shape and digest of every wait that an event could be for."""
-        digests = [(shape.id, shape.digest_of(event.data, self.secret)) for shape in self.shapes.get(event.name, ())]
+    def keys_of(self, name: str, data: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Return shape and digest of every wait that an event could be for.
+
+        Args:
+            name: The event's.
+            data: Its data.
+        """
+        digests = [(shape.id, shape.digest_of(data, self.secret)) for shape in self.shapes.get(name, ())]
         return [(shape_id, digest) for shape_id, digest in digests if digest is not None]
 
 
@@ -59,6 +63,11 @@ class Knowledge:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._known = Known()
+
+    @property
+    def latest(self) -> Known:
+        """What was known when somebody asked last: good enough for a guess."""
+        return self._known
 
     @property
     def names(self) -> frozenset[str]:

@@ -10,11 +10,9 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from celery_defer.correlation import Filed
 from celery_defer.engine.arming import arm, await_cancels
-from celery_defer.engine.claiming import CHUNK, claim
-from celery_defer.engine.lookback import Open
-from celery_defer.engine.matching import wanted
+from celery_defer.engine.claiming import CHUNK, claim, resume
+from celery_defer.engine.finding import Finder, chosen
 from celery_defer.engine.ports import Outgoing
 from celery_defer.errors import DurableError
 from celery_defer.events import Event
@@ -23,15 +21,15 @@ from celery_defer.store.once import key_of
 from celery_defer.words import guard
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection
 
-    from celery_defer.engine.knowledge import Known
+    from celery_defer.engine.finding import Candidate
+    from celery_defer.engine.lookback import Open
     from celery_defer.engine.matching import Awaited
     from celery_defer.engine.ports import Host
-    from celery_defer.store.awaits import Key
 
 logger = logging.getLogger("celery_defer.route")
 
@@ -68,7 +66,7 @@ class Router:
     """
 
     def __init__(self, host: Host) -> None:
-        self._host, self._store = host, host.store
+        self._host, self._store, self._finder = host, host.store, Finder(host)
 
     def route(self, sent: Sequence[Mapping[str, Any]], outbox: Sequence[str] = (), again: Sequence[str] = ()) -> int:
         """Route events; a death at any point is made good by the message's redelivery, or by the sweep.
@@ -81,14 +79,18 @@ class Router:
         Returns:
             How many were recorded or routed again.
         """
-        events = self._record([*self._readable(self._used(sent))], outbox, again)  # E1
+        readable = [*self._readable(self._used(sent))]
+        alone = len(readable) == 1 and not outbox and not again
+        seen = self._finder.glimpse(readable[0]) if alone else ()
+        events, outgoing = self._record(readable, outbox, again, seen)  # E1
+        self._host.publish(outgoing)
         if events:
             with self._store.autocommit() as connection:
                 # read after the commit: who waits with a shape that is newer still looks back and finds the events
                 known = self._host.knowledge.current(connection)
             self._start(events)
-            for chosen in self._matches(known, events):  # E2
-                claim(self._host, chosen)  # E3
+            for found in self._finder.matches(known, events):  # E2
+                claim(self._host, found)  # E3
             self._host.routed([event.key for event in events])
         return len(events)
 
@@ -113,26 +115,38 @@ class Router:
                 logger.error(_UNREADABLE, repr(error))  # noqa: TRY400 - the trace is of no use
 
     def _record(
-        self, sent: Sequence[dict[str, Any]], outbox: Sequence[str], again: Sequence[str]
-    ) -> list[RecordedEvent]:
+        self,
+        sent: Sequence[dict[str, Any]],
+        outbox: Sequence[str],
+        again: Sequence[str],
+        seen: Sequence[Candidate] = (),
+    ) -> tuple[list[RecordedEvent], Outgoing]:
+        """Record events; who was seen waiting for the only one is resumed with its commit."""
         if not sent and not outbox and not again:
-            return []
+            return [], Outgoing()
         try:
-            return self._store.transact(lambda connection: self._recorded(connection, sent, outbox, again))
+            return self._store.transact(lambda connection: self._recorded(connection, sent, outbox, again, seen))
         except Exception as error:
             if not self._store.refuses(error):
                 raise
+            if seen:  # it may not have been the event that was refused
+                return self._record(sent, outbox, again)
             parts: list[tuple[Sequence[Any], Sequence[str], Sequence[str]]] = [([each], (), ()) for each in sent]
             parts += [((), [each], ()) for each in outbox]
             if len(parts) + len(again) > 1:  # one bad event doesn't keep others from being recorded
                 parts += [((), (), again)] if again else []
-                return [event for part in parts for event in self._record(*part)]
+                return [event for part in parts for event in self._record(*part)[0]], Outgoing()
             logger.exception(_REFUSED)
-            return []
+            return [], Outgoing()
 
     def _recorded(
-        self, connection: Connection, sent: Sequence[dict[str, Any]], outbox: Sequence[str], again: Sequence[str]
-    ) -> list[RecordedEvent]:
+        self,
+        connection: Connection,
+        sent: Sequence[dict[str, Any]],
+        outbox: Sequence[str],
+        again: Sequence[str],
+        seen: Sequence[Candidate] = (),
+    ) -> tuple[list[RecordedEvent], Outgoing]:
         store = self._store
         left = store.events.take(connection, outbox)
         known = self._host.knowledge.current(connection)
@@ -145,11 +159,12 @@ class Router:
         once = {key_of("event", event.id): event for event in fresh}
         others = store.once.claim(connection, {key: event.key for key, event in once.items()}, REMEMBERED)
         new = [event for key, event in once.items() if key not in others]
-        index = ((shape, digest, event.key) for event in new for shape, digest in known.keys_of(event))
+        index = ((shape, digest, event.key) for event in new for shape, digest in known.keys_of(event.name, event.data))
         store.events.record(connection, new, index, self._host.settings.publish_again)
+        outgoing = resume(connection, self._host, chosen(seen, new)) if new and seen else Outgoing()
         # a duplicate goes on where the router of the first one died; one that was routed is dropped
         before = sorted({*others.values(), *again})
-        return sorted([*new, *(store.events.read(connection, before) if before else ())])
+        return sorted([*new, *(store.events.read(connection, before) if before else ())]), outgoing
 
     @staticmethod
     def _new(now: datetime, wanted: Sequence[dict[str, Any]]) -> list[RecordedEvent]:
@@ -158,66 +173,6 @@ class Router:
             RecordedEvent(key, each["id"], each["name"], each["data"], each["ts"] or now, now)
             for key, each in zip(keys, wanted, strict=True)
         ]
-
-    def _matches(self, known: Known, events: Sequence[RecordedEvent]) -> Iterator[list[tuple[Open, RecordedEvent]]]:
-        """Yield open waits with the event that each wants, some at a time."""
-        wanting: dict[Key, list[RecordedEvent]] = {}
-        for event in events:
-            for key in known.keys_of(event):
-                wanting.setdefault(key, []).append(event)
-        if not wanting:
-            return
-        registry = self._host.registry
-        believed = {} if registry is None else registry.find(list(wanting))
-        in_sql = [key for key in wanting if key not in believed]
-        if in_sql:
-            yield from self._matches_in_sql(wanting, in_sql)
-        filed: dict[int, list[Key]] = {}
-        for key, ids in believed.items():
-            for wait_id in ids:
-                filed.setdefault(wait_id, []).append(key)
-        listed = sorted(filed)
-        for place in range(0, len(listed), CHUNK):
-            with self._store.autocommit() as connection:
-                waits = self._store.awaits.listed(connection, listed[place : place + CHUNK])
-                taken = self._taken(connection, waits, wanting)
-            self._heal(listed[place : place + CHUNK], waits, filed)
-            yield _chosen(((wait, key) for wait in waits for key in filed[wait["id"]]), wanting, taken)
-
-    def _heal(self, ids: Sequence[int], waits: Sequence[Any], filed: Mapping[int, Sequence[Key]]) -> None:
-        """Take out of the registry what SQL says is over."""
-        over = set(ids) - {wait["id"] for wait in waits}
-        if over and self._host.registry is not None:
-            self._host.registry.remove([Filed(wait_id, 0.0, tuple(filed[wait_id])) for wait_id in over])
-
-    def _matches_in_sql(
-        self, wanting: Mapping[Key, Sequence[RecordedEvent]], keys: Sequence[Key]
-    ) -> Iterator[list[tuple[Open, RecordedEvent]]]:
-        above = 0
-        while True:
-            with self._store.autocommit() as connection:
-                waits = list(self._store.awaits.candidates(connection, keys, above, CHUNK))
-                taken = self._taken(connection, waits, wanting)
-            more = len(waits) == CHUNK
-            if more:  # the last one may have a row on the next page too
-                above = waits[-1]["id"] - 1
-                waits = [wait for wait in waits if wait["id"] <= above]
-            yield _chosen(((wait, (wait["shape"], wait["digest"])) for wait in waits), wanting, taken)
-            if not more:
-                return
-
-    def _taken(
-        self,
-        connection: Connection,
-        waits: Sequence[Mapping[Any, Any]],
-        wanting: Mapping[Key, Sequence[RecordedEvent]],
-    ) -> set[tuple[str, str]]:
-        """Return which runs had taken which of the events before they waited again: those are theirs no more."""
-        latest = max((wait["created_at"] for wait in waits), default=None)
-        before = {
-            event.key for events in wanting.values() for event in events if latest and event.received_at <= latest
-        }
-        return self._store.awaits.taken(connection, [wait["run_id"] for wait in waits], before)
 
     def _start(self, events: Sequence[RecordedEvent]) -> None:
         """Start the runs whose triggers events meet."""
@@ -265,18 +220,3 @@ def start(host: Host, births: Sequence[Birth]) -> None:
     host.publish(Outgoing([birth.row for birth in fresh if birth.at_once]))
     if waits:
         arm(host, waits)
-
-
-def _chosen(
-    waits: Iterable[tuple[Mapping[Any, Any], Key]],
-    wanting: Mapping[Key, Sequence[RecordedEvent]],
-    taken: Collection[tuple[str, str]],
-) -> list[tuple[Open, RecordedEvent]]:
-    """Return the waits that want one of the events, the earliest event first."""
-    found = []
-    for wait, key in waits:
-        left = (each for each in wanting[key] if (wait["run_id"], each.key) not in taken)
-        event = next((each for each in left if wanted(wait, each)), None)
-        if event is not None:
-            found.append((Open(wait, (key,)), event))
-    return sorted(found, key=lambda pair: pair[1].key)

@@ -74,6 +74,7 @@ class Awaits:
             .limit(bindparam("most"))
         )
         self._listed = select(wait).where(wait.c.id.in_(listed), self._open).order_by(wait.c.id)
+        self._listed_one = Direct(select(wait).where(wait.c.id == bindparam("of"), self._open))
         self._due = self._due_waits(tables, wait)
         self._taken = select(wait.c.run_id, wait.c.event_key).where(
             wait.c.run_id.in_(bindparam("runs", expanding=True)),
@@ -87,6 +88,8 @@ class Awaits:
         took = exists().where(wait.c.run_id == run.c.id, wait.c.event_key == bindparam("taking"))
         untaken = ~took.where(wait.c.status == WaitStatus.TAKEN).correlate(run)
         self._resume_untaken = Change(dialect, run, and_(fenced, waiting, untaken), resumed)
+        one = and_(run.c.id == bindparam("of_run"), run.c.epoch == bindparam("at_epoch"))
+        self._resume_one = Change(dialect, run, and_(one, waiting, untaken), resumed, hot=True)
         ended: dict[str, Any] = {"status": bindparam("new_status"), "event_key": bindparam("by")}
         self._end = update(wait).where(wait.c.id == bindparam("of"), self._open).values(**ended)
         self._end_one = Direct(self._end)
@@ -162,8 +165,10 @@ class Awaits:
         found = connection.execute(self._under_keys.where(filed), {"above": above, "most": most})
         return found.mappings().all()
 
-    def listed(self, connection: Connection, ids: Sequence[int]) -> Sequence[RowMapping]:
+    def listed(self, connection: Connection, ids: Sequence[int]) -> Sequence[Mapping[Any, Any]]:
         """Return those of some waits that are open."""
+        if len(ids) == 1:
+            return self._listed_one.all(connection, {"of": ids[0]})
         return connection.execute(self._listed, {"listed": list(ids)}).mappings().all()
 
     def due(self, connection: Connection, most: int) -> Sequence[RowMapping]:
@@ -177,7 +182,7 @@ class Awaits:
         found = connection.execute(self._taken, {"runs": list(runs), "events": list(events)})
         return {(run_id, key) for run_id, key in found}
 
-    def lock(self, connection: Connection, endings: Sequence[Ending], grace: float) -> dict[str, RowMapping]:
+    def lock(self, connection: Connection, endings: Sequence[Ending], grace: float) -> dict[str, Mapping[Any, Any]]:
         """Resume the runs of waits, if they wait still and haven't taken these events before.
 
         Args:
@@ -189,6 +194,11 @@ class Awaits:
             The rows of the runs that are resumed, by their ids.
         """
         events = {ending.event_key for ending in endings}
+        if len(endings) == 1 and None not in events:  # what most routers do most of the time
+            wait = endings[0].wait
+            one = {"of_run": wait["run_id"], "at_epoch": wait["epoch"], "taking": endings[0].event_key, "grace": grace}
+            row = self._resume_one.first(connection, one)
+            return {} if row is None else {row["id"]: row}
         asked: dict[str, Any] = {"grace": grace}
         resume, taken = self._resume, set[tuple[str, str]]()
         if len(events) == 1 and None not in events:
@@ -219,7 +229,7 @@ class Awaits:
             }
             for ending in endings
         ]
-        if len(done) == 1:  # what most routers do most of the time
+        if len(done) == 1:
             self._end_one.first(connection, done[0])
         else:
             connection.execute(self._end, done)

@@ -221,7 +221,7 @@ class Driver:
             at = known.now - timedelta(seconds=seconds)
             (key,) = new_keys(at, 1)
             found = RecordedEvent(key, event.id or key, event.name, event.plain_data(), at, at)
-            index = [(shape, digest, key) for shape, digest in known.keys_of(found)]
+            index = [(shape, digest, key) for shape, digest in known.keys_of(found.name, found.data)]
             self.store.events.record(connection, [found], index, 60.0)
             self.store.events.routed(connection, [key])
 

@@ -81,9 +81,9 @@ class Broker:
 class Router_(Router):  # noqa: N801 - as the product's
     """The product's router, whose commits are noted."""
 
-    def _record(self, sent, outbox, again):
-        found = super()._record(sent, outbox, again)
-        self._host.ledger.note_recorded([event.key for event in found])  # type: ignore[attr-defined]
+    def _record(self, sent, outbox, again, seen=()):
+        found = super()._record(sent, outbox, again, seen)
+        self._host.ledger.note_recorded([event.key for event in found[0]])  # type: ignore[attr-defined]
         return found
 
 

@@ -47,7 +47,7 @@ def routed_before_recorded() -> Changes:
         with store.autocommit() as connection:
             known = host.knowledge.current(connection)
         events = self._new(known.now, [each for each in self._readable(sent) if each["name"] in known.names])
-        for chosen in self._matches(known, events):
+        for chosen in self._finder.matches(known, events):
             ROUTING.claim(host, chosen)
         _pause(host, events)
 
@@ -55,7 +55,7 @@ def routed_before_recorded() -> Changes:
             holders = {key_of("event", event.id): event.key for event in events}
             others = store.once.claim(connection, holders, 60.0)
             new = [event for event in events if key_of("event", event.id) not in others]
-            index = [(*key, event.key) for event in new for key in known.keys_of(event)]
+            index = [(*key, event.key) for event in new for key in known.keys_of(event.name, event.data)]
             store.events.record(connection, new, index, 60.0)
 
         store.transact(record)
@@ -255,17 +255,17 @@ def shapes_read_once() -> Changes:
     """Matched are the shapes that were known before E1's commit."""
     recorded, local = Router._recorded, threading.local()
 
-    def record(self, connection, sent, outbox, again):
+    def record(self, connection, *what):
         local.known = self._host.knowledge.current(connection)
-        events = recorded(self, connection, sent, outbox, again)
-        _pause(self._host, events)
-        return events
+        found = recorded(self, connection, *what)
+        _pause(self._host, found[0])
+        return found
 
     def route(self, sent, outbox=(), again=()):
-        events = self._record([*self._readable(sent)], outbox, again)
+        events, _ = self._record([*self._readable(sent)], outbox, again)
         if events:
             self._start(events)
-            for chosen in self._matches(local.known, events):
+            for chosen in self._finder.matches(local.known, events):
                 ROUTING.claim(self._host, chosen)
             self._host.routed([event.key for event in events])
         return len(events)
@@ -289,14 +289,14 @@ def routed_before_claimed() -> Changes:
 
     def route(self, sent, outbox=(), again=()):
         host = self._host
-        events = self._record([*self._readable(sent)], outbox, again)
+        events, _ = self._record([*self._readable(sent)], outbox, again)
         if events:
             with self._store.autocommit() as connection:
                 known = host.knowledge.current(connection)
                 self._store.events.routed(connection, [event.key for event in events])
             self._start(events)
             host.faults.point("mutant")
-            for chosen in self._matches(known, events):
+            for chosen in self._finder.matches(known, events):
                 ROUTING.claim(host, chosen)
         return len(events)
 

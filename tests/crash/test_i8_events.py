@@ -39,10 +39,16 @@ def died(site: EventSite, where: str) -> None:
     until(lambda: not site.processes[0].alive, "the whole worker is gone")
 
 
-@pytest.mark.parametrize("where", ["after recording", "before routed"])
-def test_i8_a_killed_router_s_event_reaches_everybody_once(site: EventSite, where: str) -> None:
-    """Killed between the event's record and its effects, or after these: another one does what is left."""
-    result = _routed_by_a_dying_worker(site, where, "route-soon")
+@pytest.mark.parametrize(
+    ("where", "fault"),
+    [("before publishing", ""), ("after recording", ""), ("after recording", "no-glimpse"), ("before routed", "")],
+)
+def test_i8_a_killed_router_s_event_reaches_everybody_once(site: EventSite, where: str, fault: str) -> None:
+    """Killed between the event's record and its effects, or after these: another one does what is left.
+
+    The wait ends with the record, or, if it wasn't seen before, after it.
+    """
+    result = _routed_by_a_dying_worker(site, where, f"route-soon {fault}")
     sent = site.send("plain/came", key=1)
     died(site, where)
     assert site.event(sent)["routed_at"] is None
@@ -64,7 +70,7 @@ def test_i8_without_healing_a_killed_router_s_event_is_lost(server: EmbeddedServ
     """The checker can fail: when nobody routes again, the same death leaves the wait to its timeout's last look."""
     with EventSite(tmp_path, "sqlite", server.url(0), server.url(1)) as site:
         # long enough for a busy machine to start the heir and see the time pass in which it would have been routed
-        result = _routed_by_a_dying_worker(site, "after recording", "no-heal", timeout=18.0)
+        result = _routed_by_a_dying_worker(site, "after recording", "no-heal no-glimpse", timeout=18.0)
         sent = site.send("plain/came", key=1)
         died(site, "after recording")
         site.worker("heir", faults="no-heal route-soon").wait_ready()

@@ -41,6 +41,11 @@ MUTANTS = (
         variants.routed_before_recorded,
     ),
     Mutant(
+        "looks only before it records",
+        _aim("suspending", pauses={"suspending": (1.0, 0.1), "mutant": (1.0, 0.4)}),
+        variants.looked_before_recording,
+    ),
+    Mutant(
         "claims what isn't waiting any more",
         _aim(events=3.0, pauses={"route:claim": (1.0, 0.15)}),
         variants.claimed_without_condition,

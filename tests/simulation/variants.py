@@ -12,6 +12,7 @@ from sqlalchemy import select, update
 
 from celery_defer.correlation import Filed, Registry, registry
 from celery_defer.engine import arming, claiming, executor, routing, suspending, sweep
+from celery_defer.engine.finding import Finder
 from celery_defer.engine.knowledge import Knowledge, Known
 from celery_defer.engine.lookback import filed, look_back
 from celery_defer.engine.ports import Outgoing
@@ -65,6 +66,22 @@ def routed_before_recorded() -> Changes:
         return len(events)
 
     return {(Router, "route"): routed}
+
+
+def looked_before_recording() -> Changes:
+    """For an event that comes alone the look before E1 is enough."""
+    glimpse, matches = Finder.glimpse, Finder.matches
+
+    def glimpsed(self, event):
+        found = glimpse(self, event)
+        if event["name"] != START:
+            self._host.faults.point("mutant")
+        return found
+
+    def matched(self, known, events):
+        return () if len(events) == 1 and events[0].name != START else matches(self, known, events)
+
+    return {(Finder, "glimpse"): glimpsed, (Finder, "matches"): matched}
 
 
 def claimed_without_condition() -> Changes:

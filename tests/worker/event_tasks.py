@@ -28,6 +28,7 @@ from celery_defer import (
     step,
 )
 from celery_defer.engine import arming, executor
+from celery_defer.engine.finding import Finder
 from celery_defer.engine.routing import Router
 from celery_defer.engine.sweep import Sweep
 from celery_defer.words import clock, settings
@@ -316,7 +317,11 @@ def faults(die: Callable[[str], None], folder: Path) -> dict[str, Callable[[], N
     def no_look_back() -> None:
         arming.look_back = lambda *args: None  # type: ignore[attr-defined]
 
+    def no_glimpse() -> None:
+        Finder.glimpse = lambda self, event: ()  # type: ignore[method-assign]
+
     return {
+        "die-before-publishing": before(Publisher, "runs", lambda: die("before publishing")),
         "die-after-recording": before(Router, "_start", lambda: die("after recording")),
         "die-before-routed": before(Host, "routed", lambda: die("before routed")),
         "die-before-filing": before(executor, "arm", lambda: die("before filing")),
@@ -325,6 +330,7 @@ def faults(die: Callable[[str], None], folder: Path) -> dict[str, Callable[[], N
         "stand-before-filing": before(executor, "arm", lambda: stand("before filing")),
         "stand-before-look-back": before(arming, "look_back", lambda: stand("before look-back")),
         "no-look-back": no_look_back,
+        "no-glimpse": no_glimpse,
         "route-soon": route_soon,
         "no-heal": no_heal,
         "clock-ahead": clock_ahead,

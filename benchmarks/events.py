@@ -13,7 +13,7 @@ from benchmarks.measuring import measure, show
 from benchmarks.processes import POSTGRES, Dbos, Worker
 from benchmarks.routing import routing
 from benchmarks.waits import Waits
-from benchmarks.waking import CONTENDERS, waking
+from benchmarks.waking import CONTENDERS, POSTGRESQL, draining, waking
 from celery_defer.testing import EmbeddedServer
 
 FEW = 1_000
@@ -48,6 +48,10 @@ def wakings(server, arguments, console):
         table = [each for each in waking(modules[0], modules[1], dbos) if arguments.only in each.name]
         if table:
             show("events and time", CONTENDERS, table, measure(table, arguments.rounds, console), console)
+        drains = draining(modules[0])
+        if any(arguments.only in each.name for each in drains):
+            found = measure(drains, arguments.rounds, console)
+            show("many timers", {POSTGRESQL: POSTGRESQL}, drains, found, console)
 
 
 def routings(server, arguments, console):

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     Samples = dict[str, list[list[float]]]  # of each contender, by rounds
 
 
+_WARM_UPS = 2
+
+
 @dataclass(frozen=True)
 class Workload:
     """A row of the table.
@@ -41,9 +44,10 @@ class Workload:
 def measure(table: Sequence[Workload], rounds: int, console: Console) -> list[Samples]:
     """Interleave the contenders of each workload over the rounds; row → contender → samples of each round."""
     found: list[Samples] = [{who: [] for who in each.work} for each in table]
-    for each in table:  # what is done once per process has been done before it counts
+    for each in table:  # what is done once per process has been done before it counts, in a worker's second child too
         for work in each.work.values():
-            work()
+            for _ in range(_WARM_UPS if each.is_latency else 1):
+                work()
     for number in range(rounds):
         for each, samples in zip(table, found, strict=True):
             for who, work in each.work.items():

@@ -244,7 +244,7 @@ class _Executor:
         if done.opened:
             self._arm(done.opened)
         if wake_at is not None:  # else the answer of the commit was lost: the sweep wakes the run
-            execution.host.arm(execution.fence.run_id, wake_at, delay)
+            execution.host.arm(execution.fence.run_id, suspension.waiting_for, wake_at, delay)
         return Left(suspension)
 
     def _write_suspension(self, connection: Connection, suspension: Suspend, done: _Suspended) -> datetime | None:

@@ -203,11 +203,12 @@ class Host(Protocol):
     def restate(self, run_id: str) -> None:
         """Write Celery's state anew from the row, after an announcement that turned out wrong (I3)."""
 
-    def arm(self, run_id: str, wake_at: datetime, delay: float | None) -> None:
+    def arm(self, run_id: str, waiting_for: str, wake_at: datetime, delay: float | None) -> None:
         """Wake a waiting run from this process if its time is near; the sweep would be a little late.
 
         Args:
             run_id: Which run.
+            waiting_for: One of `WaitingFor`.
             wake_at: When, by the database's clock.
             delay: The seconds from now, if they are known.
         """

@@ -194,9 +194,9 @@ class Awaits:
             The rows of the runs that are resumed, by their ids.
         """
         events = {ending.event_key for ending in endings}
-        if len(endings) == 1 and None not in events:  # what most routers do most of the time
-            wait = endings[0].wait
-            one = {"of_run": wait["run_id"], "at_epoch": wait["epoch"], "taking": endings[0].event_key, "grace": grace}
+        if len(endings) == 1:  # what most routers do most of the time
+            wait, taking = endings[0].wait, endings[0].event_key or ""
+            one = {"of_run": wait["run_id"], "at_epoch": wait["epoch"], "taking": taking, "grace": grace}
             row = self._resume_one.first(connection, one)
             return {} if row is None else {row["id"]: row}
         asked: dict[str, Any] = {"grace": grace}

@@ -153,7 +153,7 @@ class EagerHost(Inline):
     def restate(self, run_id: str) -> None:
         """Tell nobody."""
 
-    def arm(self, run_id: str, wake_at: datetime, delay: float | None) -> None:
+    def arm(self, run_id: str, waiting_for: str, wake_at: datetime, delay: float | None) -> None:
         """Leave it to `drive`, which wakes the run at once."""
 
     def drive(

@@ -46,7 +46,7 @@ class Heartbeat:
         self._thread: threading.Thread | None = None
         self._executions: dict[int, Execution] = {}
         self._marks: dict[str, list[Any]] = {kind: [] for kind in KINDS}
-        self._timers: list[tuple[float, str]] = []
+        self._timers: list[tuple[float, str, bool]] = []
         self._renew_at = self._flush_at = float("inf")
         self._closed = False
 
@@ -79,10 +79,10 @@ class Heartbeat:
                 self._flush_at = clock.monotonic() + _FLUSH
                 self._start()
 
-    def wake_in(self, seconds: float, run_id: str) -> None:
-        """Wake a waiting run after some seconds."""
+    def wake_in(self, seconds: float, run_id: str, *, for_event: bool = False) -> None:
+        """Wake a waiting run after some seconds, or end its wait for an event."""
         with self._changed:
-            heapq.heappush(self._timers, (clock.monotonic() + seconds + _MARGIN, run_id))
+            heapq.heappush(self._timers, (clock.monotonic() + seconds + _MARGIN, run_id, for_event))
             self._start()
 
     def close(self) -> None:
@@ -124,10 +124,11 @@ class Heartbeat:
 
     def _beat(self) -> None:
         now = clock.monotonic()
-        due = []
+        due: dict[str, bool] = {}
         with self._changed:
             while self._timers and self._timers[0][0] <= now:
-                due.append(heapq.heappop(self._timers)[1])
+                _, run_id, for_event = heapq.heappop(self._timers)
+                due[run_id] = for_event
             renew, flush = self._renew_at <= now, self._flush_at <= now
             if renew:
                 self._renew_at = now + self._settings.lease / 3 if self._executions else float("inf")
@@ -142,13 +143,16 @@ class Heartbeat:
         if flush:
             self._flush()
 
-    def _wake(self, run_ids: list[str]) -> None:
-        with self._store.autocommit() as connection:
-            rows = self._store.due.wake(connection, run_ids, PUBLISH_GRACE)
-        self._host.publish(Outgoing(rows))
-        early = set(run_ids) - {row["id"] for row in rows}
+    def _wake(self, due: dict[str, bool]) -> None:
+        early = {run_id for run_id, for_event in due.items() if not for_event}
         if early:
-            time_out(self._host, TIMEOUTS)  # it may have waited for an event
+            with self._store.autocommit() as connection:
+                rows = self._store.due.wake(connection, sorted(early), PUBLISH_GRACE)
+            self._host.publish(Outgoing(rows))
+            early -= {row["id"] for row in rows}
+        if early or any(due.values()):  # a run may wait for an event since then
+            time_out(self._host, TIMEOUTS)
+        if early:
             self._try_again(early)
 
     def _try_again(self, run_ids: set[str]) -> None:

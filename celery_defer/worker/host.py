@@ -14,7 +14,7 @@ from celery_defer.correlation import Registry
 from celery_defer.engine.knowledge import Knowledge
 from celery_defer.engine.routing import Router
 from celery_defer.words import clock
-from celery_defer.words.states import RunState
+from celery_defer.words.states import RunState, WaitingFor
 from celery_defer.worker import chords, django, flags, invoking
 from celery_defer.worker.entering import within
 from celery_defer.worker.frozen import with_children
@@ -221,11 +221,11 @@ class Host:
         if flags.events() and task.send_events:
             self.publisher.event(kind, uuid=request.id, hostname=request.hostname, **fields)
 
-    def arm(self, run_id: str, wake_at: datetime, delay: float | None) -> None:
+    def arm(self, run_id: str, waiting_for: str, wake_at: datetime, delay: float | None) -> None:
         """Wake a waiting run from this process if its time is near; the sweep would be a little late."""
         seconds = (wake_at - clock.utcnow()).total_seconds() if delay is None else delay
         if seconds <= 2 * self.settings.sweep_interval:
-            self.heartbeat.wake_in(max(0.0, seconds), run_id)
+            self.heartbeat.wake_in(max(0.0, seconds), run_id, for_event=waiting_for == WaitingFor.EVENT)
 
 
 def _aborted(task: Any, request: Any) -> bool:

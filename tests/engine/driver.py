@@ -48,7 +48,7 @@ class _PromptHeartbeat(Heartbeat):
     def note(self, kind, ids):
         self._write({each: [] for each in KINDS} | {kind: list(ids)})
 
-    def wake_in(self, seconds, run_id):
+    def wake_in(self, seconds, run_id, *, for_event=False):
         self.armed = [*getattr(self, "armed", ()), (run_id, seconds)]
 
 

@@ -199,7 +199,7 @@ class Process:
     def restate(self, run_id: str) -> None:
         """Nobody is told of states."""
 
-    def arm(self, run_id: str, wake_at: datetime, delay: float | None) -> None:
+    def arm(self, run_id: str, waiting_for: str, wake_at: datetime, delay: float | None) -> None:
         """The sweep looks often enough."""
 
     def _put(self, message: Message) -> None:

@@ -73,6 +73,8 @@ class Awaits:
             .order_by(wait.c.id)
             .limit(bindparam("most"))
         )
+        of_key = (filed.c[name] == bindparam(name) for name in ("shape", "digest"))
+        self._under_key = Direct(self._under_keys.where(*of_key))
         self._listed = select(wait).where(wait.c.id.in_(listed), self._open).order_by(wait.c.id)
         self._listed_one = Direct(select(wait).where(wait.c.id == bindparam("of"), self._open))
         self._due = self._due_waits(tables, wait)
@@ -148,7 +150,9 @@ class Awaits:
         values = {"of_run": run_id, "of_step": step_id, "of_attempt": attempt, "new_epoch": epoch}
         return self._again.first(connection, values)
 
-    def candidates(self, connection: Connection, keys: Sequence[Key], above: int, most: int) -> Sequence[RowMapping]:
+    def candidates(
+        self, connection: Connection, keys: Sequence[Key], above: int, most: int
+    ) -> Sequence[Mapping[Any, Any]]:
         """Return open waits that are filed under some keys, by id: rows with ``shape`` and ``digest``.
 
         Args:
@@ -157,6 +161,9 @@ class Awaits:
             above: Only ids above this one.
             most: How many at most.
         """
+        if len(keys) == 1:
+            shape, digest = keys[0]
+            return self._under_key.all(connection, {"shape": shape, "digest": digest, "above": above, "most": most})
         digests: dict[str, list[str]] = {}
         for shape, digest in keys:
             digests.setdefault(shape, []).append(digest)

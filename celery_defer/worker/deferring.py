@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from celery_defer.engine.current import executing
 from celery_defer.engine.step_ids import LONGEST_ID
 from celery_defer.errors import DurableError, PayloadError
+from celery_defer.store.cipher import opened
 from celery_defer.words.guard import text_fault
-from celery_defer.words.states import When
+from celery_defer.words.states import DeferralState, When
 from celery_defer.worker.frozen import trace_of
-from celery_defer.worker.signatures import freeze, is_durable
+from celery_defer.worker.signatures import child_id_of, freeze, freeze_again, is_durable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from celery_defer.worker.typed import Canvas
 
 logger = logging.getLogger("celery_defer.defer")
@@ -100,6 +103,29 @@ def defer(
             raise
         logger.warning(_REFUSED, error, extra={"run_id": run["id"], "deferral_id": repr(id)})
     return Deferral(id, run["id"])
+
+
+def again(row: Mapping[Any, Any], run: Mapping[Any, Any], app: Any) -> dict[str, Any]:
+    """Return a deferral of a run as that of another one, which repeats it and is yet to end.
+
+    Args:
+        row: The deferral's row.
+        run: The other run's row.
+        app: The Celery application.
+    """
+    child_id = child_id_of(run["id"], row["deferral_id"])
+    message = opened(row["message"])
+    return {
+        **{name: row[name] for name in ("deferral_id", "start_on", "position", "task", "durable", "delay", "eta")},
+        "run_id": run["id"],
+        "state": str(DeferralState.RECORDED),
+        "child_id": child_id,
+        "args": opened(row["args"]),
+        "kwargs": opened(row["kwargs"]),
+        "message": message if row["durable"] else freeze_again(message, child_id, run["root_id"], app),
+        "publishes": 0,
+        "due": None,
+    }
 
 
 def _checked(deferral_id: Any, on: str) -> When:

@@ -17,7 +17,7 @@ from celery_defer.store.cipher import opened
 from celery_defer.words.durations import moment, seconds
 from celery_defer.words.settings import PUBLISH_GRACE
 from celery_defer.words.states import TERMINAL, Trigger
-from celery_defer.worker import eager, frozen
+from celery_defer.worker import deferring, eager, frozen
 from celery_defer.worker.reading import RunPage, cursor_of, page_of, place_of, position_of, positions_of, run_of
 
 if TYPE_CHECKING:
@@ -162,8 +162,8 @@ class Managing:
 
         Args:
             run_id: A run that is over.
-            from_step: What was recorded before this step is copied, this one and later ones run anew; without it all
-                run anew.
+            from_step: What was recorded before this step is copied, what was deferred before it to the run's end too;
+                this step and later ones run anew. Without it all run anew.
             dry_run: Whether only to see if it can be repeated.
 
         Returns:
@@ -194,6 +194,8 @@ class Managing:
             store.runs.add(connection, [again])
             if below is not None:
                 store.reruns.copy(connection, run_id, again["id"], below)
+                deferred = store.reruns.deferred(connection, run_id, row["state"], below)
+                store.deferrals.add(connection, [deferring.again(each, again, self.app) for each in deferred])
 
         store.transact(write)
         # a death here loses nothing: the sweep publishes the row

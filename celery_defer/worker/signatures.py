@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 # Deferred runs have ids that follow from the parent's id and the deferral's (UUID version 5, RFC 9562).
 _NAMESPACE = uuid.UUID("6b1a3f6e-52f1-5a0e-9a30-1d0d1f3c5c11")
+# What `Signature.freeze` gives to a signature's options, and what of a signature is the user's own data.
+_GIVEN = frozenset({"task_id", "root_id", "parent_id", "group_id", "group_index", "chord", "reply_to"})
+_PAYLOAD = frozenset({"args"})
 
 
 def freeze(
@@ -50,8 +53,18 @@ def freeze(
     Raises:
         PayloadError: It isn't a signature, its arguments don't fit the target or can't be written as JSON.
     """
-    child_id = str(uuid.uuid5(_NAMESPACE, f"{parent_id}/{deferral_id}"))
+    child_id = child_id_of(parent_id, deferral_id)
     return freeze_under(signature, child_id, root_id, f"deferral {deferral_id!r}", is_durable, trace)
+
+
+def child_id_of(parent_id: str, deferral_id: str) -> str:
+    """Return the id of the run that a deferral starts.
+
+    Args:
+        parent_id: The run that defers.
+        deferral_id: The deferral's id.
+    """
+    return str(uuid.uuid5(_NAMESPACE, f"{parent_id}/{deferral_id}"))
 
 
 def freeze_under(  # noqa: PLR0913 - plain data
@@ -182,6 +195,32 @@ def _when(options: Mapping[str, Any], app: Any) -> tuple[float, datetime | None]
         reason = f"it can wait for a year at most, found countdown {options.get('countdown')!r} and eta {eta}"
         raise ValueError(reason)
     return delay, eta
+
+
+def freeze_again(message: str, child_id: str, root_id: str, app: Any) -> str:
+    """Freeze a plain target that was frozen before under new ids.
+
+    Args:
+        message: As it was frozen.
+        child_id: The new id.
+        root_id: The new root's.
+        app: The Celery application.
+    """
+    kept = as_signature(_without_ids(json.loads(message)["signature"]), app=app)
+    kept.freeze(child_id)
+    return str(json.dumps({"signature": dict(kept), "root_id": root_id}))
+
+
+def _without_ids(part: Any) -> Any:
+    """Return a frozen canvas without what freezing has given to each of its signatures."""
+    if isinstance(part, list):
+        return [_without_ids(each) for each in part]
+    if not isinstance(part, dict):
+        return part
+    found = {name: value if name in _PAYLOAD else _without_ids(value) for name, value in part.items()}
+    if "task" in found and isinstance(found.get("options"), dict):
+        found["options"] = {name: value for name, value in found["options"].items() if name not in _GIVEN}
+    return found
 
 
 def thaw_signature(message: str, app: Any) -> tuple[Any, str]:

@@ -5,9 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from celery import chain, group
 from pydantic import BaseModel
 
-from celery_defer import Event, InvalidArgumentError, On, UnknownRunError, current_run, defer, step
+from celery_defer import (
+    Event,
+    InvalidArgumentError,
+    NonRetriableError,
+    On,
+    UnknownRunError,
+    current_run,
+    defer,
+    step,
+)
 from tests.services import EVERY_DATABASE
 
 pytestmark = EVERY_DATABASE
@@ -70,6 +80,50 @@ def test_a_run_is_repeated_from_one_of_its_steps(driver, order, done):
     assert run.result == ["A-1", "first", "second", "third"]
     assert done == ["second", "third", "later"]
     assert [each.id for each in run.steps] == ["first", "nap", "second", "third"]
+
+
+def test_what_a_kept_step_has_deferred_starts_with_the_new_run(driver, done):
+    """The step isn't done again, and its follow-ups, durable and plain, start with its own ids; some do not."""
+
+    @driver.task
+    def durable(name: str) -> str:
+        done.append(name)
+        return name
+
+    @driver.plain_task
+    def plain(name: str) -> None:
+        done.append(name)
+
+    def first() -> None:
+        defer("success", durable.si("on success"), on="success")
+        defer("plain", plain.si("plain"), on="success")
+        defer("canvas", chain(plain.si("chain 1"), group(plain.si("chain 2"), plain.si("chain 3"))))
+        defer("now", durable.si("now"), on="now")
+        defer("failure", durable.si("on failure"), on="failure")
+        defer("aborted", durable.si("never")).abort()
+
+    def second() -> str:
+        if "broken" in done:
+            raise NonRetriableError("broken")
+        return "mended"
+
+    @driver.task(retries=0)
+    def body() -> str:
+        step.run("first", first)
+        defer("between", durable.si("between"))
+        return step.run("second", second)
+
+    done.append("broken")
+    old = driver.go(body)
+    canvas = ["chain 1", "chain 2", "chain 3"]
+    assert sorted(done) == sorted(["broken", *canvas, "now", "on failure", "between"])
+    done.clear()
+    new = driver.finish(driver.durable.rerun(old.id, "second"))
+    assert new.result == "mended"
+    assert sorted(done) == sorted([*canvas, "on success", "plain", "between"])
+    assert {each.id for each in new.deferrals} == {"success", "plain", "canvas", "failure", "between"}
+    assert not {each.run_id for each in old.deferrals} & {each.run_id for each in new.deferrals}
+    assert driver.child(new.id, "success").root_id == new.id
 
 
 def test_a_repeated_run_can_be_repeated(driver, order, done):

@@ -26,14 +26,15 @@ class Wait:
         run: The row of its run.
         own: The data of the run's own event: the run's plan.
         spec: What the plan has the run wait for.
+        place: Which of these it is.
     """
 
     def __init__(self, row: Any, run: Any) -> None:
         self.row, self.run = row, run
         event = json.loads(run["event"])
         self.own, self._own_id = event["data"], event["id"]
-        place = int(row["step_id"].removeprefix("w").removeprefix("cancel_on#"))
-        self.spec = self.own["waits" if row["kind"] == "wait" else "cancels"][place]
+        self.place = int(row["step_id"].rpartition("/")[2].removeprefix("w").removeprefix("cancel_on#"))
+        self.spec = self.own["waits" if row["kind"] == "wait" else "cancels"][self.place]
 
     def wants(self, event: Any) -> bool:
         """Tell whether an event of SQL is one that it is for."""
@@ -168,10 +169,9 @@ class Checker:
                 yield f"wait {wait.row['id']} took {look.found}, and {event['key']} was earlier"
 
     def _wanted(self, wait: Wait) -> Iterator[Any]:
-        """Yield events that a wait is for and that no earlier wait of its run took."""
-        earlier = {
-            each.row["event_key"] for each in self._of_run[wait.row["run_id"]] if each.row["id"] < wait.row["id"]
-        }
+        """Yield events that a wait is for and that no earlier wait of its run took, or one at the same time."""
+        others = [each for each in self._of_run[wait.row["run_id"]] if each is not wait]
+        earlier = {each.row["event_key"] for each in others if wait.own["parallel"] or each.row["id"] < wait.row["id"]}
         for name in wait.spec["names"]:
             for event in self._by_name[name]:
                 if event["key"] not in earlier and wait.wants(event):
@@ -188,7 +188,10 @@ class Checker:
             taken = Counter(wait.row["event_key"] for wait in waits if wait.row["event_key"] is not None)
             yield from (f"run {run_id} took event {key} TWICE" for key, count in taken.items() if count > 1)
             epochs = [wait.row["epoch"] for wait in of_steps]
-            if sorted(set(epochs)) != epochs:
+            ends = [wait.row["epoch"] for wait in of_steps if wait.row["status"] in ("taken", "timed_out")]
+            if len(set(ends)) < len(ends):
+                yield f"two waits of run {run_id} ended in one epoch: {epochs}"
+            if sorted(set(epochs)) != epochs and not of_steps[0].own["parallel"]:
                 yield f"waits of run {run_id} have the epochs {epochs}"
             ended = sum(wait.row["status"] in ("taken", "timed_out") for wait in of_steps)
             most = 1 + ended + self._ledger.broken[run_id]
@@ -206,6 +209,7 @@ class Checker:
     def _of_result(self, run: Any, steps: int) -> Iterator[str]:
         plan = json.loads(run["event"])["data"]
         waits = [wait for wait in self._of_run[run["id"]] if wait.row["kind"] == "wait"]
+        waits.sort(key=lambda wait: wait.place)
         told = [None if wait.row["event_key"] is None else self.events[wait.row["event_key"]]["id"] for wait in waits]
         if json.loads(run["result"]) != told or not len(plan["waits"]) == len(waits) == steps:
             yield f"run {run['id']} returned {run['result']} after {steps} of {len(plan['waits'])} waits: {told}"

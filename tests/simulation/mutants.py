@@ -41,6 +41,12 @@ MUTANTS = (
         variants.routed_before_recorded,
     ),
     Mutant(
+        "has an event end all of a run's waits",
+        Aim(parallel=1.0, waits=4, plain=False, events=1.5),
+        variants.all_of_a_run_ended,
+        sign="TWICE",
+    ),
+    Mutant(
         "looks only before it records",
         _aim("suspending", pauses={"suspending": (1.0, 0.1), "mutant": (1.0, 0.4)}),
         variants.looked_before_recording,

@@ -42,6 +42,7 @@ class Aim:
         unnamed: The share of waits for a name that nobody has used before.
         plain: Whether all waits have one name, one path and no expression.
         cancels: The share of runs that events may cancel.
+        parallel: The share of runs that wait for all at once, each wait in a branch of its own.
         pauses: By place, how probable a pause is, and how long it is at most, in seconds.
         crashes: By place, how probable it is that the process dies there.
         losses: By place, how probable it is that a call fails: before it (``.begin``) or after it took effect.
@@ -68,6 +69,7 @@ class Aim:
     unnamed: float = 0.0
     plain: bool = True
     cancels: float = 0.0
+    parallel: float = 0.0
     pauses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     crashes: Rates = field(default_factory=dict)
     losses: Rates = field(default_factory=dict)
@@ -98,6 +100,7 @@ def everything(seconds: float) -> Aim:
         unnamed=0.05,
         plain=False,
         cancels=0.4,
+        parallel=0.4,
         pauses={"*": (0.02, 0.05), "knowledge": (0.1, 0.05), "claim": (0.1, 0.05)},
         crashes={"*": 0.006, "claim": 0.03},
         losses={"tx.commit": 0.01, "tx.done": 0.02, "sql.done": 0.005, "redis.*": 0.03, "stopping": 0.02},
@@ -155,7 +158,8 @@ class Plan:
         cancels = [self._wait(["stopped"])] if draw.random() < aim.cancels else []
         for each in cancels:
             each["if_"] = each["vars"] = None
-        start = self._event(START, {**own, "waits": waits, "cancels": cancels})
+        parallel = bool(aim.parallel) and draw.random() < aim.parallel
+        start = self._event(START, {**own, "waits": waits, "cancels": cancels, "parallel": parallel})
         self.actions.append(Action(at, "send", [start]))
         if aim.cues:
             sends = [self._for(wait, own) for wait in waits for _ in range(self._count(aim.events))]

@@ -6,6 +6,7 @@ import threading
 import uuid
 from contextlib import nullcontext
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from celery_defer.correlation import Registry
@@ -301,18 +302,20 @@ def _no_call() -> Any:
 
 
 def _body(data: dict[str, Any]) -> list[Any]:
-    found = []
-    for number, wait in enumerate(data["waits"]):
-        if wait["send"]:
-            step.send_event(f"s{number}", Event(wait["send"]["name"], wait["send"]["data"]))
-        event = step.wait_for_event(
-            f"w{number}",
-            wait["names"],
-            match=wait["match"] or None,
-            if_=wait["if_"],
-            vars=wait["vars"],
-            timeout=wait["timeout"],
-            lookback=wait["lookback"],
-        )
-        found.append(None if event is None else event.id)
-    return found
+    waits = [partial(_wait, number, wait) for number, wait in enumerate(data["waits"])]
+    return step.parallel(*waits) if data["parallel"] else [wait() for wait in waits]
+
+
+def _wait(number: int, wait: dict[str, Any]) -> str | None:
+    if wait["send"]:
+        step.send_event(f"s{number}", Event(wait["send"]["name"], wait["send"]["data"]))
+    event = step.wait_for_event(
+        f"w{number}",
+        wait["names"],
+        match=wait["match"] or None,
+        if_=wait["if_"],
+        vars=wait["vars"],
+        timeout=wait["timeout"],
+        lookback=wait["lookback"],
+    )
+    return None if event is None else event.id

@@ -19,5 +19,6 @@ def test_no_event_is_lost_and_no_wait_ends_twice(kind, fresh, private):
     assert not checker.problems(), "\n".join(checker.problems())
     statuses = {wait.row["status"] for wait in checker.waits}
     assert statuses == {"taken", "timed_out", "closed"}
+    assert any("/" in wait.row["step_id"] for wait in checker.waits), "some runs wait for several things at once"
     assert world.faults.counts["crash"]
     assert world.chaos["flush"]

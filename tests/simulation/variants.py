@@ -68,6 +68,11 @@ def routed_before_recorded() -> Changes:
     return {(Router, "route"): routed}
 
 
+def all_of_a_run_ended() -> Changes:
+    """All waits of a run that one event is for are ended by it."""
+    return {(CLAIMING, "_one_each"): list}
+
+
 def looked_before_recording() -> Changes:
     """For an event that comes alone the look before E1 is enough."""
     glimpse, matches = Finder.glimpse, Finder.matches

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 import pytest
+from celery.utils import uuid
 from sqlalchemy import insert, select
 
 from celery_defer.words import clock
@@ -137,8 +138,8 @@ def test_many_timers_at_once_keep_nothing_else_waiting(site: EventSite, workers:
     with store.transaction() as connection:
         row = dict(connection.execute(select(runs).where(runs.c.id == template.id)).mappings().one())
         due = clock.utcnow() + timedelta(seconds=1)
-        for number in range(_MANY):
-            run_id = f"{template.id[:-4]}{number:04x}"
+        for _ in range(_MANY):
+            run_id = uuid()
             rows.append({**row, "id": run_id, "root_id": run_id, "wake_at": due, "task": "nothing"})
         connection.execute(insert(runs), rows)
     clock.sleep(max(0.0, (due - clock.utcnow()).total_seconds()))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import pytest
@@ -24,15 +25,29 @@ def spaces() -> Iterator[dict[str, str]]:
         store.close()
 
 
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """An SQLite file with migrated tables, to be copied, and their namespace."""
+    folder = tmp_path_factory.mktemp("migrated")
+    made = Store(database_url("sqlite", folder), new_namespace())
+    migrate(made)
+    made.close()
+    return folder / "runs.db", made.tables.namespace
+
+
 @pytest.fixture
-def store(database: str, spaces: dict[str, str], tmp_path: Path) -> Iterator[Store]:
+def store(database: str, spaces: dict[str, str], migrated_file: tuple[Path, str], tmp_path: Path) -> Iterator[Store]:
     """A store with empty tables; its own, so that it may be broken."""
-    made = Store(database_url(database, tmp_path), spaces.get(database) or new_namespace())
-    if database in spaces:
+    if database == "sqlite":
+        file, namespace = migrated_file
+        copyfile(file, tmp_path / "runs.db")
+        made = Store(database_url(database, tmp_path), namespace)
+    elif database in spaces:
+        made = Store(database_url(database, tmp_path), spaces[database])
         empty(made)
     else:
+        made = Store(database_url(database, tmp_path), new_namespace())
         migrate(made)
-    if database in SERVERS:
         spaces[database] = made.tables.namespace
     yield made
     made.close()

@@ -39,7 +39,12 @@ class Finder:
         self._host, self._store = host, host.store
 
     def matches(self, known: Known, events: Sequence[RecordedEvent]) -> Iterator[list[tuple[Open, RecordedEvent]]]:
-        """Yield open waits with the event that each wants, some at a time."""
+        """Yield open waits with the event that each wants, some at a time.
+
+        Args:
+            known: What was known after the events were committed.
+            events: Recorded events.
+        """
         wanting: dict[Key, list[RecordedEvent]] = {}
         for event in events:
             for key in known.keys_of(event.name, event.data):
@@ -125,7 +130,12 @@ class Finder:
 
 
 def chosen(seen: Sequence[Candidate], events: Sequence[RecordedEvent]) -> list[tuple[Open, RecordedEvent]]:
-    """Return those that were seen waiting and want one of some events that nobody can have taken before."""
+    """Return those that were seen waiting and want one of some events, the earliest event first.
+
+    Args:
+        seen: From `Finder.glimpse`.
+        events: New events: nobody can have taken one before.
+    """
     return _chosen(seen, {key: events for _, key in seen}, ())
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from celery_defer import Event, step
 from celery_defer.errors import ConfigError
@@ -32,6 +33,8 @@ def database(request) -> str:
 @pytest.fixture
 def driver(drive, server):
     """A driver whose registry is built, and whose waits are never looked up in SQL by their keys."""
+    with Redis(unix_socket_path=str(server.path)) as client:
+        client.flushall()  # another test's waits may have the same ids
     found = drive(defer_redis_url=server.url(0), defer_namespace="ns")
     found.sweep.heal()
 

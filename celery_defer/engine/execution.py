@@ -118,6 +118,12 @@ class Execution(Strand):
         return not any(wait.kind == WaitingFor.INVOKE for waits in self.waits.values() for wait in waits)
 
     @property
+    def awaits(self) -> bool:
+        """Whether it may have open waits for events: those that cancel it, and of branches that are not over."""
+        waiting = (waits[-1].kind == WaitingFor.EVENT and key not in self.records for key, waits in self.waits.items())
+        return self.cancellable or any(waiting)
+
+    @property
     def position(self) -> int:
         """How many records the run has: the number of the next."""
         return len(self.records) + self._waited

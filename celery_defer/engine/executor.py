@@ -201,14 +201,14 @@ class _Executor:
 
         def write() -> str | None:
             nonlocal published
-            if not book and not book.recorded and not execution.untold and not execution.cancellable:
+            if not book and not book.recorded and not execution.untold and not execution.awaits:
                 with store.autocommit() as connection:
                     return store.runs.finish(connection, execution.fence, _MOVE[state], result, error, lease)
             with store.transaction() as connection:
                 ended = store.runs.finish(connection, execution.fence, _MOVE[state], result, error, lease)
                 if ended is not None:
                     published = book.write(connection, store, state)
-                    if execution.cancellable:
+                    if execution.awaits:
                         over = [filed(wait) for wait in store.awaits.close(connection, [execution.fence.run_id])]
                         published = replace(published, over=over)
                     if execution.untold:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from celery import current_task
 
-from celery_defer import Event, NotInRunError, StepError, astep, current_run, defer, step
+from celery_defer import Event, NonRetriableError, NotInRunError, StepError, astep, current_run, defer, step
 from tests.engine.driver import CrashError, execution, notes, until
 from tests.services import EVERY_DATABASE
 
@@ -447,3 +447,25 @@ def test_deferrals_of_a_failed_attempt_go_with_it(driver):
     driver.go(body)
     driver.work()
     assert sorted(started) == ["body", "good"]
+
+
+def test_a_run_that_fails_while_it_waits_for_more_closes_its_waits(driver):
+    """One of two gathered coroutines raises: what the other one waits for is left neither open nor filed."""
+
+    async def pay() -> None:
+        await astep.wait_for_event("pay", "paid", timeout="1h")
+
+    async def leave() -> None:
+        await astep.wait_for_event("leave", "left", timeout="1h")
+        raise NonRetriableError("left")
+
+    @driver.task
+    async def body() -> None:
+        await asyncio.gather(pay(), leave())
+
+    run_id = driver.call(body)
+    work(driver, run_id, "waiting")
+    driver.tell(Event("left"))
+    assert driver.run(run_id).state == "failed"
+    assert {row["step_id"]: row["status"] for row in driver.awaits(run_id)} == {"pay": "closed", "leave": "taken"}
+    assert not driver.count("wait_key")

@@ -419,6 +419,32 @@ def test_one_event_ends_one_of_two_waits(driver):
     assert sorted(driver.run(run_id).result) == [1, 2]
 
 
+def test_a_cancel_closes_the_waits_of_other_branches(driver):
+    """It comes while one branch is executed: what another waits for is left neither open nor filed."""
+
+    def pay() -> Any:
+        return step.wait_for_event("pay", "paid", timeout="1h")
+
+    def leave() -> None:
+        step.wait_for_event("leave", "left", timeout="1h")
+        step.run("cancel", lambda: driver.durable.cancel(current_run.id))
+        step.run("never", lambda: None)
+
+    @driver.task
+    def body() -> Any:
+        return step.parallel(pay, leave)
+
+    run_id = driver.call(body)
+    work(driver, run_id, "waiting")
+    driver.tell(Event("left"))
+    assert driver.run(run_id).state == "cancelled"
+    assert {row["step_id"]: row["status"] for row in driver.awaits(run_id)} == {
+        "parallel#1/0/pay": "closed",
+        "parallel#1/1/leave": "taken",
+    }
+    assert not driver.count("wait_key")
+
+
 def test_an_event_wakes_a_run_whose_nearest_wait_is_a_sleep(driver):
     """The event resumes the run although a sleep would end before the timeout, and the sleep sleeps on."""
 

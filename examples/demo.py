@@ -218,7 +218,10 @@ class Demo:
             time.sleep(0.02)
 
     def _charging(self) -> list[tuple[str, str]]:
-        running = self.durable.list_runs(state="running", include_deferred=True)
+        # those that were hit before run as far as SQL knows, until their lease has run out: no process has them
+        running = [
+            run for run in self.durable.list_runs(state="running", include_deferred=True) if run.id not in self.hit
+        ]
         if len(running) < POOL:
             # a message that is fetched and not claimed yet would come back after Redis's visibility timeout only
             return []

@@ -20,6 +20,7 @@ class Mutant:
         changes: Makes what it replaces.
         database: On which kind of database it shows.
         sign: What the checker says of it.
+        glimpses: Whether routers look before they record, too: mostly that hides what is wrong with the look after it.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Mutant:
     changes: Callable[[], variants.Changes]
     database: str = "sqlite"
     sign: str = "LOST"
+    glimpses: bool = False
 
 
 def _aim(cue: str = "waiting", what: str = "events", **others: Any) -> Aim:
@@ -50,6 +52,7 @@ MUTANTS = (
         "looks only before it records",
         _aim("suspending", pauses={"suspending": (1.0, 0.1), "mutant": (1.0, 0.4)}),
         variants.looked_before_recording,
+        glimpses=True,
     ),
     Mutant(
         "claims what isn't waiting any more",

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 # Deferred runs have ids that follow from the parent's id and the deferral's (UUID version 5, RFC 9562).
 _NAMESPACE = uuid.UUID("6b1a3f6e-52f1-5a0e-9a30-1d0d1f3c5c11")
-# What `Signature.freeze` gives to a signature's options, and what of a signature is the user's own data.
+# What `Signature.freeze` gives to a signature's options, and where a signature has others; all else is the user's data.
 _GIVEN = frozenset({"task_id", "root_id", "parent_id", "group_id", "group_index", "chord", "reply_to"})
-_PAYLOAD = frozenset({"args"})
+_LINKS, _PARTS = frozenset({"link", "link_error"}), frozenset({"tasks", "header", "body", "task"})
 
 
 def freeze(
@@ -217,10 +217,13 @@ def _without_ids(part: Any) -> Any:
         return [_without_ids(each) for each in part]
     if not isinstance(part, dict):
         return part
-    found = {name: value if name in _PAYLOAD else _without_ids(value) for name, value in part.items()}
-    if "task" in found and isinstance(found.get("options"), dict):
-        found["options"] = {name: value for name, value in found["options"].items() if name not in _GIVEN}
-    return found
+    options = {name: value for name, value in part["options"].items() if name not in _GIVEN}
+    parts = _PARTS if part.get("subtask_type") else frozenset()  # a canvas has its parts among its arguments
+    return {
+        **part,
+        "options": {name: _without_ids(value) if name in _LINKS else value for name, value in options.items()},
+        "kwargs": {name: _without_ids(value) if name in parts else value for name, value in part["kwargs"].items()},
+    }
 
 
 def thaw_signature(message: str, app: Any) -> tuple[Any, str]:

@@ -91,12 +91,15 @@ def test_what_a_kept_step_has_deferred_starts_with_the_new_run(driver, done):
         return name
 
     @driver.plain_task
-    def plain(name: str) -> None:
+    def plain(name: str, given: Any = None) -> None:
+        assert given in (None, own), "data that looks like a signature is the user's"
         done.append(name)
+
+    own = {"task": "no task", "options": {"chord": 1}}
 
     def first() -> None:
         defer("success", durable.si("on success"), on="success")
-        defer("plain", plain.si("plain"), on="success")
+        defer("plain", plain.si("plain", given=own), on="success")
         defer("canvas", chain(plain.si("chain 1"), group(plain.si("chain 2"), plain.si("chain 3"))))
         defer("now", durable.si("now"), on="now")
         defer("failure", durable.si("on failure"), on="failure")

@@ -51,9 +51,7 @@ class Finder:
                 wanting.setdefault(key, []).append(event)
         if not wanting:
             return
-        registry = self._host.registry
-        believed = {} if registry is None else registry.find(list(wanting))
-        in_sql = [key for key in wanting if key not in believed]
+        believed, in_sql = self._ask(list(wanting))
         if in_sql:
             yield from self._matches_in_sql(wanting, in_sql)
         filed: dict[int, list[Key]] = {}
@@ -78,10 +76,10 @@ class Finder:
             event: As plain data.
         """
         keys = self._host.knowledge.latest.keys_of(event["name"], event["data"])
-        registry = self._host.registry
-        believed = {} if registry is None or not keys else registry.find(keys)
+        if not keys:
+            return ()
+        believed, in_sql = self._ask(keys)
         filed = {wait_id: key for key, ids in believed.items() for wait_id in ids}
-        in_sql = [key for key in keys if key not in believed]
         if len(filed) > FEW or not (filed or in_sql):
             return ()
         awaits = self._store.awaits
@@ -92,6 +90,12 @@ class Finder:
                 found += [(wait, (wait["shape"], wait["digest"])) for wait in waits]
         is_simple = len(found) <= FEW and all(wait["kind"] == AwaitKind.WAIT for wait, _ in found)
         return found if is_simple else ()
+
+    def _ask(self, keys: Sequence[Key]) -> tuple[Mapping[Key, Sequence[int]], Sequence[Key]]:
+        """Return what the registry says that can be believed, and the keys that are to be looked up in SQL."""
+        registry = self._host.registry
+        believed = {} if registry is None else registry.find(keys)
+        return believed, [key for key in keys if key not in believed]
 
     def _heal(self, ids: Sequence[int], waits: Sequence[Any], filed: Mapping[int, Sequence[Key]]) -> None:
         """Take out of the registry what SQL says is over."""
